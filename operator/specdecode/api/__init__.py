@@ -1,0 +1,1 @@
+"""The custom resource: its types, its schema, its conditions."""

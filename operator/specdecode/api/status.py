@@ -1,0 +1,282 @@
+"""What the operator writes: the `status` of a `SpecDecodePolicy`.
+
+Everything that the operator must remember is here, so that it may be restarted at any moment.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from specdecode.api.base import ApiModel, ShortText
+
+Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
+"""A moment as RFC 3339 writes it, `2026-11-22T17:00:00Z`."""
+
+CommandLine = Annotated[
+    list[Annotated[str, Field(max_length=65536)]],
+    Field(max_length=512, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+]
+
+
+class Condition(ApiModel):
+    """A `metav1.Condition`."""
+
+    type: Annotated[str, Field(max_length=316)] = Field(description="Type of the condition.")
+    status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
+    reason: Annotated[
+        str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
+    ] = Field(description="One word that says why.")
+    message: Annotated[str, Field(max_length=32768)] = Field("", description="Why, in a sentence.")
+    last_transition_time: Time = Field(description="When the status last changed.")
+    observed_generation: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Generation of the policy that this is about."
+    )
+
+
+class Interval(ApiModel):
+    """An estimate with its 90 % interval."""
+
+    value: float = Field(description="The estimate.")
+    low: float = Field(description="Lower end of the 90 % interval.")
+    high: float = Field(description="Upper end of the 90 % interval.")
+
+
+class BatchRangeStatus(ApiModel):
+    """K for a range of batch sizes."""
+
+    start: Annotated[int, Field(ge=1)] = Field(description="First batch size of the range.")
+    end: Annotated[int, Field(ge=1)] = Field(description="Last batch size of the range.")
+    k: Annotated[int, Field(ge=0)] = Field(description="Speculative tokens per step.")
+
+
+class Configuration(ApiModel):
+    """A profile, with the batch-size schedule that it runs."""
+
+    profile: Annotated[str, Field(max_length=63)] = Field(description="Name of the profile.")
+    schedule: list[BatchRangeStatus] = Field(
+        default_factory=list,
+        max_length=16,
+        description="K by batch size; empty for a fixed K.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+    disable_by_batch_size: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="Batch size from which nothing is drafted, on versions that take it as one number."
+    )
+
+
+class Recommendation(Configuration):
+    """What the operator would run, and why."""
+
+    gain: Interval | None = Field(
+        None, description="How much faster tokens are expected to come than today: 0.25 is 25 % faster."
+    )
+    reason: Annotated[str, Field(max_length=64)] = Field(description="The rule that decided.")
+    message: ShortText = Field(description="Why, in a sentence.")
+
+
+class AcceptanceStatus(ApiModel):
+    """Acceptance rate across pods and windows."""
+
+    mean: float = Field(description="Accepted / drafted tokens.")
+    p10: float = Field(description="10th percentile.")
+    p50: float = Field(description="Median.")
+    p90: float = Field(description="90th percentile.")
+
+
+class StepTime(ApiModel):
+    """A measured engine step."""
+
+    batch_size: float = Field(description="Requests in the step.")
+    tokens: float = Field(description="Tokens that the target model worked on: requests and their drafts.")
+    seconds: float = Field(description="Time of the step.")
+
+
+class ProfileStatus(ApiModel):
+    """What is known about one profile on this workload."""
+
+    name: Annotated[str, Field(max_length=63)] = Field(description="Name of the profile.")
+    measured_at: Time | None = Field(None, description="When it was last measured.")
+    acceptance: AcceptanceStatus | None = Field(None, description="Acceptance rate, when last measured.")
+    accepted_length: float | None = Field(None, description="Mean acceptance length, when last measured.")
+    tokens_per_step: float | None = Field(None, description="Tokens that a request got per engine step.")
+    drafted_per_step: float | None = Field(None, description="Tokens drafted per request and engine step.")
+    time_per_output_token: float | None = Field(None, description="Measured mean TPOT in seconds.")
+    per_position: list[float] = Field(
+        default_factory=list,
+        max_length=128,
+        description="Share of drafts whose i-th token was accepted.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+    step_times: list[StepTime] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Step times measured at different batch sizes.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+    predicted: Interval | None = Field(None, description="Predicted TPOT in seconds at today's load.")
+    break_even_batch_size: float | None = Field(
+        None, description="Batch size from which a step costs more per token than without speculation."
+    )
+    headroom: float | None = Field(None, description="Capacity over today's load; below 1 the profile cannot carry it.")
+
+
+class ObservationStatus(ApiModel):
+    """What the pods showed when the status was last written."""
+
+    time: Time = Field(description="When.")
+    pods: Annotated[int, Field(ge=0)] = Field(description="Pods that answered.")
+    batch_size: float | None = Field(None, description="Mean requests running per pod.")
+    waiting: float | None = Field(None, description="Mean requests waiting per pod.")
+    acceptance_rate: float | None = Field(None, description="Accepted / drafted tokens.")
+    accepted_length: float | None = Field(None, description="Mean acceptance length.")
+    time_per_output_token: float | None = Field(None, description="Mean TPOT in seconds.")
+    time_to_first_token: float | None = Field(None, description="Mean TTFT in seconds.")
+    kv_cache_usage: float | None = Field(None, description="Share of the KV cache in use.")
+    tokens_per_second: float | None = Field(None, description="Output tokens per second and pod.")
+
+
+class RolloutPhase(StrEnum):
+    """Where a change stands."""
+
+    STARTING = "Starting"
+    ANALYSING = "Analysing"
+    PROMOTING = "Promoting"
+    VERIFYING = "Verifying"
+    ROLLING_BACK = "RollingBack"
+    FINISHING = "Finishing"
+
+
+class Outcome(StrEnum):
+    """How a change ended (Argo Rollouts' four: measured bad is not the same as could not measure)."""
+
+    SUCCESSFUL = "Successful"
+    FAILED = "Failed"
+    INCONCLUSIVE = "Inconclusive"
+    ERROR = "Error"
+
+
+class CommandFields(ApiModel):
+    """What the operator may change in a container: its command line and environment."""
+
+    container: Annotated[str, Field(max_length=63)] = Field(description="Name of the container.")
+    command: CommandLine | None = Field(None, description="The container's command.")
+    args: CommandLine | None = Field(None, description="The container's args.")
+    env: list[dict[str, Any]] | None = Field(
+        None,
+        max_length=512,
+        description="The container's environment.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+
+
+class RollingParameters(ApiModel):
+    """Fields of the Deployment that a change borrows and gives back."""
+
+    strategy: dict[str, Any] = Field(
+        default_factory=dict,
+        description="The Deployment's spec.strategy.",
+    )
+    min_ready_seconds: int | None = Field(None, description="The Deployment's spec.minReadySeconds.")
+    paused: bool | None = Field(None, description="The Deployment's spec.paused.")
+
+
+class RolloutStatus(ApiModel):
+    """The change that is being made."""
+
+    id: Annotated[str, Field(max_length=63)] = Field(description="Identity of the change.")
+    policy_generation: Annotated[int, Field(ge=0)] = Field(description="Generation of the policy that asked for it.")
+    phase: RolloutPhase = Field(description="Where it stands.")
+    source: Configuration = Field(description="What ran before.")
+    target: Configuration = Field(description="What shall run.")
+    reason: Annotated[str, Field(max_length=64)] = Field(description="The rule that asked for the change.")
+    message: ShortText = Field("", description="What is going on, in a sentence.")
+    required_gain: float = Field(description="Gain that the canary must show.")
+    protect_tail: bool = Field(False, description="Whether the canary must also keep the 99th percentile of TPOT.")
+    before: float | None = Field(None, description="Mean TPOT in seconds when the change began.")
+    started_at: Time = Field(description="When the change began.")
+    phase_started_at: Time = Field(description="When the phase began.")
+    canary_ready_at: Time | None = Field(None, description="When the canary became ready.")
+    give_up_one: bool = Field(False, description="A running pod is given up for the canary: no GPU was free.")
+    source_fields: CommandFields = Field(description="The container before the change.")
+    target_fields: CommandFields = Field(description="The container that the change writes.")
+    borrowed: RollingParameters = Field(description="What the Deployment had before, to be given back.")
+    outcome: Outcome | None = Field(None, description="How the change is going to end, once known.")
+    outcome_reason: Annotated[str, Field(max_length=64)] | None = Field(None, description="One word for the outcome.")
+    gain: Interval | None = Field(None, description="Gain that the canary showed.")
+
+
+class HistoryEntry(ApiModel):
+    """A change that was made."""
+
+    id: Annotated[str, Field(max_length=63)] = Field(description="Identity of the change.")
+    policy_generation: Annotated[int, Field(ge=0)] = Field(description="Generation of the policy that asked for it.")
+    source: Configuration = Field(description="What ran before.")
+    target: Configuration = Field(description="What was to run.")
+    reason: Annotated[str, Field(max_length=64)] = Field(description="The rule that asked for the change.")
+    outcome: Outcome = Field(description="How it ended.")
+    outcome_reason: Annotated[str, Field(max_length=64)] = Field(description="One word for the outcome.")
+    message: ShortText = Field("", description="How it ended, in a sentence.")
+    gain: Interval | None = Field(None, description="Gain that the canary showed.")
+    started_at: Time = Field(description="When it began.")
+    finished_at: Time = Field(description="When it ended.")
+
+
+class Original(CommandFields):
+    """The container's command line before the operator changed it, to be given back."""
+
+    adopted_at: Time = Field(description="When it was seen: at first, and whenever somebody else changed it.")
+
+
+class Summary(ApiModel):
+    """Figures for `kubectl get`, whose columns cannot format numbers."""
+
+    gain: Annotated[str, Field(max_length=32)] | None = Field(
+        None, description="How much faster tokens would come with the recommended profile, e.g. +25 %."
+    )
+    acceptance: Annotated[str, Field(max_length=32)] | None = Field(
+        None, description="Accepted / drafted tokens, e.g. 0.72; absent while nothing is drafted."
+    )
+    batch_size: Annotated[str, Field(max_length=32)] | None = Field(
+        None, description="Mean requests running per pod, e.g. 12.4."
+    )
+
+
+class SpecDecodePolicyStatus(ApiModel):
+    """What the operator saw, thinks and does."""
+
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Ready, MetricsAvailable, Progressing, Degraded, Recommended, MixedTraffic.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    observed_generation: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Generation of the policy that was last acted on."
+    )
+    vllm_version: Annotated[str, Field(max_length=63)] | None = Field(None, description="Version of vLLM that runs.")
+    active_profile: Annotated[str, Field(max_length=63)] | None = Field(None, description="Profile that the pods run.")
+    summary: Summary | None = Field(None, description="The figures that kubectl get shows.")
+    active: Configuration | None = Field(None, description="Profile and schedule that the pods run.")
+    recommendation: Recommendation | None = Field(None, description="What the operator would run, and why.")
+    observation: ObservationStatus | None = Field(None, description="What the pods showed.")
+    profiles: list[ProfileStatus] = Field(
+        default_factory=list,
+        max_length=17,
+        description="What is known about each profile.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    rollout: RolloutStatus | None = Field(None, description="The change that is being made.")
+    history: list[HistoryEntry] = Field(
+        default_factory=list,
+        max_length=20,
+        description="The last changes, newest first.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+    applied: Annotated[str, Field(max_length=64)] | None = Field(
+        None,
+        description="Fingerprint of the command line that the operator wrote last, to tell it from other people's.",
+    )
+    original: Original | None = Field(None, description="The command line before the operator changed it.")

@@ -1,0 +1,1 @@
+"""Kubernetes and scrape I/O."""

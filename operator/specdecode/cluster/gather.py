@@ -1,0 +1,269 @@
+"""The only reader: fills one frozen `Observation` from the API server and the pods' metrics pages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from specdecode.api.v1alpha1 import RolloutPhase, SpecDecodePolicySpec, SpecDecodePolicyStatus
+from specdecode.cluster.kube import DEPLOYMENTS, PODS, REPLICASETS, ApiError, Json, Kube
+from specdecode.cluster.scrape import Scrape, Scraper
+from specdecode.model.cost import Option
+from specdecode.model.window import Window
+from specdecode.policy.clock import seconds_of
+from specdecode.policy.observation import Observation, Pod, Problem, Workload
+from specdecode.policy.options import Container, Menu, fingerprint, option_of, same, with_fields
+from specdecode.vllm.command import Server, find_container, read
+from specdecode.vllm.unmanageable import Unmanageable
+from specdecode.vllm.version import Version
+
+HASH = "pod-template-hash"
+
+
+class Gatherer:
+    """Observes one policy's workload. Remembers what Kubernetes does not: the pods' metrics of the last minutes."""
+
+    def __init__(self, kube: Kube, scraper: Scraper, clock: Callable[[], float]) -> None:
+        self._kube, self._scraper, self._clock = kube, scraper, clock
+        self._since = clock()
+        self._windows: dict[str, Window] = {}
+        self._versions: dict[str, Version | None] = {}
+
+    async def observe(
+        self, policy: Mapping[str, Any], spec: SpecDecodePolicySpec, status: SpecDecodePolicyStatus
+    ) -> Observation:
+        """One look. Raises `ApiError` when the API server does not answer; pods that do not are part of the look."""
+        meta = policy["metadata"]
+        base = Observation(
+            now=self._clock(),
+            policy=spec,
+            generation=meta["generation"],
+            rollout=status.rollout,
+            history=tuple(status.history),
+            observing_since=self._since,
+        )
+        try:
+            deployment = await self._kube.get(DEPLOYMENTS, spec.target_ref.name, meta["namespace"])
+        except ApiError as e:
+            if e.status == 404:
+                return base
+            raise
+        template = deployment["spec"]["template"]
+        container = find_container(template["spec"], spec.target_ref.container)
+        if isinstance(container, Unmanageable):
+            return replace(base, problem=Problem(container.reason, container.message))
+        replicasets, pods = await self._owned(deployment)
+        server = read(container, None)
+        port = _port(spec, container, server)
+        version = await self._version(spec, container, pods, port)
+        if version is None:
+            return replace(
+                base,
+                problem=Problem(
+                    "VersionUnknown",
+                    f"the image {container.get('image')} does not say its vLLM version and no server answers /version:"
+                    " set spec.vllmVersion",
+                ),
+            )
+        found = _menu(base, status, container, version)
+        if isinstance(found, Unmanageable):
+            return replace(base, problem=Problem(found.reason, found.message))
+        menu, live, adopted_at = found
+        revision = next((r["metadata"]["labels"][HASH] for r in replicasets if _same_template(r, template)), None)
+        workload = Workload(
+            name=deployment["metadata"]["name"],
+            generation=deployment["metadata"]["generation"],
+            replicas=deployment["spec"].get("replicas", 1),
+            container=container,
+            revision=revision,
+            settled=_settled(deployment),
+            deployment=deployment,
+        )
+        options = {r["metadata"]["labels"][HASH]: _option(r, container, menu, live) for r in replicasets}
+        scrapes = await self._scrape(spec, pods, port)
+        return replace(
+            base,
+            now=self._clock(),
+            menu=menu,
+            workload=workload,
+            active=_active(status, menu, live),
+            adopted_at=adopted_at,
+            pods=tuple(self._pod(p, container["name"], options, scrapes, spec) for p in pods),
+        )
+
+    async def _owned(self, deployment: Json) -> tuple[list[Json], list[Json]]:
+        """The Deployment's ReplicaSets and their pods, by owner reference: labels alone may lie."""
+        namespace, selector = deployment["metadata"]["namespace"], _selector(deployment["spec"]["selector"])
+        replicasets, pods = await asyncio.gather(
+            self._kube.list(REPLICASETS, namespace, selector), self._kube.list(PODS, namespace, selector)
+        )
+        mine = [r for r in replicasets if _owner(r) == deployment["metadata"]["uid"]]
+        uids = {r["metadata"]["uid"] for r in mine}
+        return mine, [p for p in pods if _owner(p) in uids]
+
+    async def _version(
+        self, spec: SpecDecodePolicySpec, container: Container, pods: list[Json], port: int
+    ) -> Version | None:
+        """From a running server of the template's image, else the image's tag, else the policy."""
+        for pod in pods:
+            uid, ip = pod["metadata"]["uid"], pod["status"].get("podIP")
+            image = next((c.get("image") for c in pod["spec"]["containers"] if c["name"] == container["name"]), None)
+            if not ip or image != container.get("image") or not _ready(pod):
+                continue
+            if self._versions.get(uid) is None:
+                self._versions[uid] = await self._scraper.version(f"http://{_host(ip)}:{port}")
+            if (version := self._versions[uid]) is not None:
+                return version
+        told = Version.parse(spec.vllm_version) if spec.vllm_version else None
+        return Version.from_image(container.get("image", "")) or told
+
+    async def _scrape(self, spec: SpecDecodePolicySpec, pods: list[Json], port: int) -> dict[str, Scrape]:
+        """Reads the ready pods' pages and adds them to their windows."""
+        urls = {
+            p["metadata"]["uid"]: f"http://{_host(p['status']['podIP'])}:{port}{spec.metrics.path}"
+            for p in pods
+            if p["status"].get("podIP") and _ready(p)
+        }
+        scrapes = await self._scraper.scrape(urls)
+        keep = max(spec.metrics.window, 2 * spec.rollout.analysis.duration + spec.rollout.analysis.warmup)
+        limit = int(keep / spec.metrics.interval) + 2
+        known = {p["metadata"]["uid"] for p in pods}
+        self._windows = {uid: w for uid, w in self._windows.items() if uid in known}
+        self._versions = {uid: v for uid, v in self._versions.items() if uid in known}
+        now = self._clock()
+        for uid, scrape in scrapes.items():
+            if scrape.page is not None:
+                window = self._windows.get(uid) or Window(keep, limit)
+                self._windows[uid] = window.add(scrape.page, now)
+        return scrapes
+
+    def _pod(
+        self,
+        pod: Json,
+        container: str,
+        options: Mapping[str, Option | None],
+        scrapes: Mapping[str, Scrape],
+        spec: SpecDecodePolicySpec,
+    ) -> Pod:
+        meta, status = pod["metadata"], pod["status"]
+        state: Json = next((s for s in status.get("containerStatuses") or [] if s["name"] == container), {})
+        conditions = {c["type"]: c for c in status.get("conditions") or []}
+        scheduled = conditions.get("PodScheduled", {})
+        unschedulable = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
+        revision = meta.get("labels", {}).get(HASH, "")
+        scrape = scrapes.get(meta["uid"], Scrape())
+        return Pod(
+            name=meta["name"],
+            revision=revision,
+            option=options.get(revision),
+            ready=_ready(pod),
+            restarts=state.get("restartCount", 0),
+            waiting=state.get("state", {}).get("waiting", {}).get("reason"),
+            terminating="deletionTimestamp" in meta,
+            unschedulable_since=seconds_of(scheduled["lastTransitionTime"]) if unschedulable else None,
+            window=self._windows.get(meta["uid"]) or Window(spec.metrics.window),
+            answered=scrape.page is not None,
+            problem=scrape.problem,
+        )
+
+
+def _menu(
+    base: Observation, status: SpecDecodePolicyStatus, container: Container, version: Version
+) -> tuple[Menu, Option | None, float] | Unmanageable:
+    """The menu of the original command line, what runs, and since when the original is known.
+
+    A command line that neither we nor the original explain is somebody else's: it becomes the new original, unless a
+    change is under way (which then ends as superseded).
+    """
+    kept = status.original
+    if kept is not None and kept.container == container["name"]:
+        menu = Menu.of(with_fields(container, kept), version, base.policy.profiles)
+        if isinstance(menu, Unmanageable):
+            return menu
+        active = menu.identify(container)
+        if active is None and fingerprint(container) == status.applied and status.active is not None:
+            # Ours, of a profile that was edited since.
+            server = read(container, version)
+            active = None if isinstance(server, Unmanageable) else Option(status.active.profile, server.speculation)
+        if active is not None or base.rollout is not None:
+            return menu, active, seconds_of(kept.adopted_at)
+    menu = Menu.of(container, version, base.policy.profiles)
+    if isinstance(menu, Unmanageable):
+        return menu
+    return menu, menu.identify(container), base.now
+
+
+def _active(status: SpecDecodePolicyStatus, menu: Menu, live: Option | None) -> Option | None:
+    """What runs: until a change is proven and promoted, that is what ran before, whatever the template says."""
+    rollout = status.rollout
+    if rollout is None or rollout.phase in (RolloutPhase.VERIFYING, RolloutPhase.FINISHING):
+        return live
+    return option_of(rollout.source, menu)
+
+
+def _option(replicaset: Json, live: Container, menu: Menu, option: Option | None) -> Option | None:
+    """What the pods of a ReplicaSet run; `option` is what the live template's do."""
+    containers = replicaset["spec"]["template"]["spec"]["containers"]
+    container = next((c for c in containers if c["name"] == live["name"]), None)
+    if container is None:
+        return None
+    return option if same(container, live) else menu.identify(container)
+
+
+def _port(spec: SpecDecodePolicySpec, container: Container, server: Server | Unmanageable) -> int:
+    """Where the metrics are: as the policy says, else where the server's arguments say."""
+    port = spec.metrics.port
+    if isinstance(port, int):
+        return port
+    if port is not None:
+        named = {p.get("name"): p["containerPort"] for p in container.get("ports") or []}
+        if port in named:
+            return int(named[port])
+    told = None if isinstance(server, Unmanageable) else server.port
+    return told or 8000
+
+
+def _settled(deployment: Json) -> bool:
+    spec, status, meta = deployment["spec"], deployment.get("status", {}), deployment["metadata"]
+    wanted = spec.get("replicas", 1)
+    counts = [status.get(f, 0) for f in ("replicas", "updatedReplicas", "availableReplicas")]
+    seen = status.get("observedGeneration", 0) >= meta["generation"]
+    return seen and not spec.get("paused") and all(count == wanted for count in counts)
+
+
+def _same_template(replicaset: Json, template: Json) -> bool:
+    """Whether a ReplicaSet is of a pod template (as the Deployment controller compares: without its own hash label)."""
+    other = replicaset["spec"]["template"]
+    labels = {k: v for k, v in (other["metadata"].get("labels") or {}).items() if k != HASH}
+    theirs, ours = dict(other["metadata"]), dict(template["metadata"])
+    theirs["labels"], ours["labels"] = labels, ours.get("labels") or {}
+    return bool(theirs == ours and other["spec"] == template["spec"])
+
+
+def _selector(selector: Json) -> str:
+    """A LabelSelector in the form of a query."""
+    parts = [f"{k}={v}" for k, v in (selector.get("matchLabels") or {}).items()]
+    for e in selector.get("matchExpressions") or []:
+        values = f"({','.join(e.get('values') or [])})"
+        parts.append(
+            {"In": f"{e['key']} in {values}", "NotIn": f"{e['key']} notin {values}", "Exists": e["key"]}.get(
+                e["operator"], f"!{e['key']}"
+            )
+        )
+    return ",".join(parts)
+
+
+def _owner(child: Json) -> str | None:
+    owners = child["metadata"].get("ownerReferences") or []
+    return next((o["uid"] for o in owners if o.get("controller")), None)
+
+
+def _ready(pod: Json) -> bool:
+    conditions = pod["status"].get("conditions") or []
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def _host(ip: str) -> str:
+    return f"[{ip}]" if ":" in ip else ip

@@ -1,0 +1,129 @@
+"""One policy's loop: observe -> estimate -> decide -> advance the change -> report and apply."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from specdecode.api.v1alpha1 import DeletionPolicy, SpecDecodePolicySpec, SpecDecodePolicyStatus
+from specdecode.cluster.gather import Gatherer
+from specdecode.cluster.kube import DEPLOYMENTS, JSON_PATCH, POLICIES, ApiError, Kube
+from specdecode.cluster.scrape import Scraper
+from specdecode.controller.report import Notice, knowledge_of, notices, report
+from specdecode.controller.telemetry import Telemetry
+from specdecode.model.cost import RooflineModel
+from specdecode.policy.estimating import estimate
+from specdecode.policy.gates import decide
+from specdecode.policy.observation import Observation
+from specdecode.rollout.patch import Desired, patch
+from specdecode.rollout.phases import advance, cleared
+
+log = logging.getLogger("specdecode")
+
+Clock = Callable[[], float]
+Post = Callable[[Notice], None]
+
+CONFLICT = (409, 422)
+"""The Deployment was changed since it was read (a JSON patch whose test fails answers 422)."""
+
+
+class PolicyLoop:
+    """Looks after one policy. The status that it wrote last is its memory; the API server keeps it over a crash."""
+
+    def __init__(
+        self, kube: Kube, scraper: Scraper, telemetry: Telemetry, clock: Clock, policy: Mapping[str, Any]
+    ) -> None:
+        self._kube, self._telemetry, self._clock = kube, telemetry, clock
+        self._gatherer = Gatherer(kube, scraper, clock)
+        self.status = SpecDecodePolicyStatus.model_validate(policy.get("status") or {})
+        self._knowledge = knowledge_of(self.status)
+        self._written = _json(self.status)
+        self._lock = asyncio.Lock()
+        self._gone = False
+
+    async def tick(self, policy: Mapping[str, Any], post: Post) -> None:
+        """One round; `policy` is the object as it is now. Raises `ApiError`: the next round starts afresh."""
+        async with self._lock:
+            if self._gone or "deletionTimestamp" in policy["metadata"]:
+                return
+            started = self._clock()
+            spec = SpecDecodePolicySpec.model_validate(policy["spec"])
+            seen = replace(await self._gatherer.observe(policy, spec, self.status), knowledge=self._knowledge)
+            o = estimate(seen, RooflineModel)
+            d = decide(o)
+            step = advance(o, d)
+            before, after = self.status, report(o, d, step, self.status)
+            # Written before the Deployment is touched: who finds it after a crash knows what was meant.
+            await self._write(policy, after)
+            self._knowledge = o.knowledge
+            if step.desired is not None:
+                await self._apply(o, step.desired, policy["metadata"]["namespace"])
+            for notice in notices(before, after):
+                log.info("%s: %s", notice.reason, notice.message, extra={"policy": policy["metadata"]["name"]})
+                post(notice)
+            key = _key(policy)
+            if step.finished is not None:
+                self._telemetry.changed(key, step.finished.outcome.value, step.finished.outcome_reason)
+            self._telemetry.ticked(key, o, d, after, self._clock() - started)
+
+    async def clear(self, policy: Mapping[str, Any]) -> None:
+        """The policy goes: leaves the workload as its user wants it. Raises `ApiError` until that is done."""
+        async with self._lock:
+            spec = SpecDecodePolicySpec.model_validate(policy["spec"])
+            o = await self._gatherer.observe(policy, spec, self.status)
+            desired = cleared(o, restore=spec.deletion_policy is DeletionPolicy.RESTORE)
+            if desired is not None and not await self._apply(o, desired, policy["metadata"]["namespace"]):
+                raise ApiError(409, "Conflict", "the Deployment was changed meanwhile; trying again")
+            self._gone = True
+            self._telemetry.forget(_key(policy))
+
+    async def _write(self, policy: Mapping[str, Any], status: SpecDecodePolicyStatus) -> None:
+        """Writes what differs from the status written last: nothing when nothing does."""
+        new = _json(status)
+        change = merge_patch(self._written, new)
+        if change:
+            meta = policy["metadata"]
+            body = {"status": change}
+            await self._kube.patch(POLICIES, meta["name"], meta["namespace"], body, subresource="status")
+        self.status, self._written = status, new
+
+    async def _apply(self, o: Observation, desired: Desired, namespace: str) -> bool:
+        """Makes the Deployment what is desired; False when somebody else was quicker, and the next look decides."""
+        if o.workload is None:
+            return True
+        operations = patch(o.workload.deployment, desired)
+        if not operations:
+            return True
+        try:
+            await self._kube.patch(DEPLOYMENTS, o.workload.name, namespace, operations, JSON_PATCH)
+        except ApiError as e:
+            if e.status not in CONFLICT:
+                raise
+            log.info("Deployment %s/%s was changed meanwhile: %s", namespace, o.workload.name, e.message)
+            return False
+        return True
+
+
+def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON merge patch (RFC 7386) that turns `old` into `new`; lists are replaced whole."""
+    change: dict[str, Any] = {key: None for key in old if key not in new}
+    for key, value in new.items():
+        if key not in old:
+            change[key] = value
+        elif isinstance(value, dict) and isinstance(old[key], dict):
+            if inner := merge_patch(old[key], value):
+                change[key] = inner
+        elif value != old[key]:
+            change[key] = value
+    return change
+
+
+def _json(status: SpecDecodePolicyStatus) -> dict[str, Any]:
+    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _key(policy: Mapping[str, Any]) -> tuple[str, str]:
+    return policy["metadata"]["namespace"], policy["metadata"]["name"]

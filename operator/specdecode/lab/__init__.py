@@ -1,0 +1,1 @@
+"""A local Kubernetes control plane with a node that runs pods as local processes."""

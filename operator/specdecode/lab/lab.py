@@ -1,0 +1,135 @@
+"""A control plane and a process node, as one thing to open and close."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from specdecode.cluster.kube import Kube
+from specdecode.lab import audit, binaries, kubeconfig, manifests, probing
+from specdecode.lab.backoff import BackOff
+from specdecode.lab.container import Machine
+from specdecode.lab.controlplane import ADMIN, ControlPlane, User
+from specdecode.lab.eventually import eventually
+from specdecode.lab.images import DEFAULT_IMAGES, Image
+from specdecode.lab.lifeline import Lifeline
+from specdecode.lab.node import Node, NodeSpec
+from specdecode.lab.pod import service_account_token
+from specdecode.lab.subnet import Subnet
+
+Json = dict[str, Any]
+
+_NODE_ROLE = {
+    "apiVersion": "rbac.authorization.k8s.io/v1",
+    "kind": "ClusterRoleBinding",
+    "metadata": {"name": "lab:nodes"},
+    "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:node"},
+    "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:nodes"}],
+}
+
+
+class Lab:
+    """A local cluster. Open it with `async with Lab(gpus=4) as lab:`; all of it ends with the block or the process.
+
+    `images`: patterns of image names and what runs instead, looked at before the default ones (vLLM, the operator).
+    `folder`: where state and logs go; without one a temporary folder, removed at the end.
+    `back_off`: of crashing containers, as a kubelet's unless tests want it shorter.
+    Raises `LabError` if the control plane has not been built or does not start.
+    """
+
+    def __init__(
+        self,
+        gpus: int = 4,
+        images: Mapping[str, Image] | None = None,
+        *,
+        node: str = "gpu-1",
+        labels: Mapping[str, str] | None = None,
+        back_off: BackOff | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.images: dict[str, Image] = {**(images or {}), **DEFAULT_IMAGES}
+        self._node = NodeSpec(node, gpus, labels=labels or {})
+        self._back_off = back_off or BackOff()
+        self._given_folder = folder
+        self._stack = AsyncExitStack()
+        self.kube: Kube
+        self.folder: Path
+        self._control_plane: ControlPlane
+
+    async def __aenter__(self) -> Self:
+        program = binaries.control_plane()
+        async with AsyncExitStack() as stack:
+            await self._start(stack, program)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _start(self, stack: AsyncExitStack, program: Path) -> None:
+        if self._given_folder is None:
+            self.folder = Path(tempfile.mkdtemp(prefix="specdecode-lab-"))
+            lifeline = Lifeline(temporary=self.folder)
+        else:
+            self.folder = self._given_folder.resolve()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lifeline = Lifeline()
+        stack.push_async_callback(lifeline.close)
+        subnet = Subnet.claim()
+        stack.callback(subnet.close)
+
+        plane = self._control_plane = ControlPlane(self.folder, program, subnet, lifeline)
+        user = User(f"system:node:{self._node.name}", ("system:nodes",))
+        await plane.start([user])
+        self.kube = await stack.enter_async_context(await Kube.connect(str(self.kubeconfig)))
+        await self.apply([_NODE_ROLE])
+
+        machine = Machine(
+            kube=await stack.enter_async_context(await Kube.connect(str(plane.kubeconfig(user.name)))),
+            kubeconfig=self._write_kubeconfig,
+            lifeline=lifeline,
+            http=await stack.enter_async_context(probing.http_client()),
+            images=self.images,
+            back_off=self._back_off,
+        )
+        node = Node(self._node, machine, subnet, self.folder / "pods")
+        await node.register()
+        stack.push_async_callback(_cancel, asyncio.create_task(node.run(), name=f"node {self._node.name}"))
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The kubeconfig of the cluster's administrator."""
+        return self._control_plane.kubeconfig(ADMIN)
+
+    async def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
+        """A kubeconfig that logs in as a service account, with a token of the TokenRequest API."""
+        token = await service_account_token(self.kube, namespace, name)
+        return self._write_kubeconfig(self.folder / "kubeconfigs" / f"{namespace}-{name}.yaml", token, namespace)
+
+    def _write_kubeconfig(self, path: Path, token: str, namespace: str) -> Path:
+        plane = self._control_plane
+        return kubeconfig.write(path, plane.server, plane.certificate_authority, token, namespace)
+
+    async def apply(self, source: Sequence[Json] | Path, namespace: str = "default") -> list[Json]:
+        """Server-side apply of objects, or of the YAML in a file or folder; what others need goes first."""
+        objects = manifests.load(source) if isinstance(source, Path) else source
+        return await manifests.apply(self.kube, objects, namespace)
+
+    def audit(self) -> list[audit.Write]:
+        """All write requests so far, whoever made them."""
+        return audit.read(self._control_plane.audit_log)
+
+    wait = staticmethod(eventually)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,1 @@
+"""Estimators: what a window of metrics says, what a step costs, where a load settles."""

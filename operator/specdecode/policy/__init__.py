@@ -1,0 +1,1 @@
+"""One observation in, one decision out: the gates."""

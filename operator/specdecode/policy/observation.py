@@ -1,0 +1,122 @@
+"""Everything that one decision may look at, frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from specdecode.api.v1alpha1 import HistoryEntry, RolloutStatus, SpecDecodePolicySpec
+from specdecode.model.cost import OfferedLoad, Option, Prediction
+from specdecode.model.knowledge import Knowledge
+from specdecode.model.measure import Measurement
+from specdecode.model.window import Window
+from specdecode.policy.options import Container, Menu
+
+
+@dataclass(frozen=True)
+class Pod:
+    """One pod of the workload, as Kubernetes and its own metrics page show it."""
+
+    name: str
+    revision: str
+    """`pod-template-hash`: the ReplicaSet that it belongs to."""
+    option: Option | None
+    """What its command line says it runs; None: nothing that we would have written."""
+    ready: bool
+    restarts: int = 0
+    waiting: str | None = None
+    """Reason that its container waits for, e.g. CrashLoopBackOff, ErrImagePull."""
+    terminating: bool = False
+    unschedulable_since: float | None = None
+    """Unix seconds since the scheduler has found no node for it."""
+    ready_since: float | None = None
+    window: Window = field(default_factory=lambda: Window(0.0))
+    """Its metrics samples."""
+    answered: bool = False
+    """Whether it answered the scrape of this tick."""
+    problem: str | None = None
+    """Why it did not."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The Deployment."""
+
+    name: str
+    generation: int
+    replicas: int
+    """Asked for in its spec."""
+    container: Container
+    """The vLLM container of its pod template, live."""
+    revision: str | None
+    """`pod-template-hash` of the ReplicaSet that has its template; None while the controller has not made one."""
+    settled: bool
+    """Its controller has seen the spec, all pods are of the current template and available, and it is not paused."""
+    deployment: Mapping[str, Any]
+    """The object itself."""
+
+    @property
+    def strategy(self) -> Mapping[str, Any]:
+        """`spec.strategy`."""
+        strategy: Mapping[str, Any] = self.deployment["spec"].get("strategy") or {}
+        return strategy
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why the workload cannot be managed, with the way out."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What the model makes of the measurements."""
+
+    load: OfferedLoad | None = None
+    """Per pod; None while nothing was generated."""
+    measured: Measurement | None = None
+    """The pods of the active option, over the window."""
+    acceptance: tuple[float, float, float, float] | None = None
+    """Mean, P10, P50 and P90 of the active option across pods and sub-windows."""
+    candidates: tuple[Option, ...] = ()
+    """What could run, each with the schedule that it would get."""
+    predictions: Mapping[str, Prediction] = field(default_factory=dict)
+    """Of the candidates, by profile."""
+    running: Prediction | None = None
+    """Of the active option, as it runs."""
+    break_even: Mapping[str, float | None] = field(default_factory=dict)
+    """Batch size from which a profile costs more than Disabled; None: not up to `max_num_seqs`."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One look at a policy and its workload."""
+
+    now: float
+    """Unix seconds."""
+    policy: SpecDecodePolicySpec
+    generation: int
+    menu: Menu | None = None
+    """What the workload can run; None when it cannot be managed."""
+    problem: Problem | None = None
+    workload: Workload | None = None
+    active: Option | None = None
+    """What the Deployment's template says."""
+    pods: tuple[Pod, ...] = ()
+    adopted_at: float = 0.0
+    """When the original command line was first seen, or seen to be changed by somebody else."""
+    observing_since: float = 0.0
+    """When this process began to measure: after a restart of the operator the windows are empty."""
+    rollout: RolloutStatus | None = None
+    history: tuple[HistoryEntry, ...] = ()
+    """Newest first."""
+    knowledge: Mapping[str, Knowledge] = field(default_factory=dict)
+    """By profile."""
+    estimates: Estimates = field(default_factory=Estimates)
+
+    def running(self, option: Option | None) -> tuple[Pod, ...]:
+        """The ready pods that run an option."""
+        return tuple(p for p in self.pods if p.ready and not p.terminating and p.option == option)

@@ -1,0 +1,165 @@
+"""The options of a workload: what each profile of the policy makes of its container."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from specdecode.api.v1alpha1 import DISABLED, BatchRangeStatus, CommandFields, Configuration, Profile, ProfileMethod
+from specdecode.model.cost import Option
+from specdecode.vllm.command import Server, read, rewrite
+from specdecode.vllm.speculation import BatchRange, Method, Speculation
+from specdecode.vllm.unmanageable import Unmanageable
+from specdecode.vllm.version import Version
+
+Container = Mapping[str, Any]
+
+ORIGINAL = "original"
+"""Profile name of the workload's own speculative arguments where no profile of the policy says the same."""
+
+OURS = ("command", "args", "env")
+"""The fields of a container that an option may change."""
+
+
+def speculation_of(profile: Profile) -> Speculation | None:
+    """The speculative configuration of a profile; None for Disabled."""
+    if profile.method is ProfileMethod.DISABLED:
+        return None
+    draft, ngram = profile.draft_model, profile.ngram
+    return Speculation(
+        method=Method(profile.method.value),
+        num_speculative_tokens=profile.num_speculative_tokens,
+        model=draft.model if draft else None,
+        draft_tensor_parallel_size=draft.tensor_parallel_size if draft else None,
+        quantization=draft.quantization if draft else None,
+        max_model_len=draft.max_model_len if draft else None,
+        prompt_lookup_min=ngram.prompt_lookup_min if ngram else None,
+        prompt_lookup_max=ngram.prompt_lookup_max if ngram else None,
+    )
+
+
+def fixed_k(speculation: Speculation | None) -> Speculation | None:
+    """The same without its batch-size schedule or threshold."""
+    return None if speculation is None else replace(speculation, schedule=(), disable_by_batch_size=None)
+
+
+@dataclass(frozen=True)
+class Menu:
+    """What the workload can run: its container as the user wrote it, and the policy's profiles."""
+
+    original: Container
+    server: Server
+    """The original container, read."""
+    version: Version
+    profiles: Mapping[str, Profile]
+
+    @classmethod
+    def of(cls, original: Container, version: Version, profiles: Iterable[Profile]) -> Menu | Unmanageable:
+        """The menu of an original container, or why it cannot be managed."""
+        server = read(original, version)
+        if isinstance(server, Unmanageable):
+            return server
+        by_name = {p.name: p for p in profiles}
+        by_name.setdefault(DISABLED, Profile(name=DISABLED, method=ProfileMethod.DISABLED))
+        return cls(original, server, version, by_name)
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """Every profile at its fixed K, and the original where it is none of them."""
+        listed = tuple(Option(name, speculation_of(p)) for name, p in self.profiles.items())
+        original = self.identify(self.original)
+        return (*listed, original) if original is not None and original.profile == ORIGINAL else listed
+
+    def render(self, option: Option) -> Container | Unmanageable:
+        """The container that runs an option. Nothing but `OURS` differs from the original."""
+        profile = self.profiles.get(option.profile)
+        bare = profile is None or not (profile.args or profile.env)
+        if bare and option.speculation == self.server.speculation:
+            return self.original
+        args = {} if profile is None else {_flag(k): v or None for k, v in profile.args.items()}
+        env = {} if profile is None else profile.env
+        written = rewrite(self.original, self.version, option.speculation, args=args, env=env)
+        return written if isinstance(written, Unmanageable) else written.container
+
+    def identify(self, container: Container) -> Option | None:
+        """The option that a live container runs; None when it is not one that we would have written."""
+        if same(container, self.original):
+            speculation = self.server.speculation
+            for name, profile in self.profiles.items():
+                if fixed_k(speculation) == speculation_of(profile) and not (profile.args or profile.env):
+                    return Option(name, speculation)
+            return Option(ORIGINAL, speculation)
+        server = read(container, self.version)
+        if isinstance(server, Unmanageable):
+            return None
+        for name, profile in self.profiles.items():
+            option = Option(name, server.speculation)
+            if fixed_k(server.speculation) == speculation_of(profile):
+                rendered = self.render(option)
+                if not isinstance(rendered, Unmanageable) and same(rendered, container):
+                    return option
+        return None
+
+
+def same(a: Container, b: Container) -> bool:
+    """Whether two containers start the same command in the same environment."""
+    return all((a.get(f) or []) == (b.get(f) or []) for f in OURS)
+
+
+def fields_of(container: Container) -> CommandFields:
+    """The part of a container that the status keeps."""
+    return CommandFields(container=container["name"], **{f: container.get(f) or None for f in OURS})
+
+
+def with_fields(container: Container, fields: CommandFields) -> Container:
+    """The container with the command line and environment that the status kept."""
+    kept = {k: v for k, v in container.items() if k not in OURS}
+    return kept | {f: v for f in OURS if (v := getattr(fields, f)) is not None}
+
+
+def fingerprint(container: Container) -> str:
+    """Tells a command line and environment from others."""
+    text = json.dumps([container.get(f) or None for f in OURS], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _flag(name: str) -> str:
+    return name if name.startswith("-") else f"--{name}"
+
+
+def configuration(option: Option) -> Configuration:
+    """How the status names an option."""
+    schedule = option.speculation.schedule if option.speculation else ()
+    threshold = option.speculation.disable_by_batch_size if option.speculation else None
+    ranges = [BatchRangeStatus(start=r.start, end=r.end, k=r.k) for r in schedule]
+    return Configuration(profile=option.profile, schedule=ranges, disable_by_batch_size=threshold)
+
+
+def option_of(named: Configuration, menu: Menu) -> Option | None:
+    """The option that the status names; None when its profile is gone from the policy."""
+    if named.profile == ORIGINAL:
+        return Option(ORIGINAL, menu.server.speculation)
+    profile = menu.profiles.get(named.profile)
+    if profile is None:
+        return None
+    speculation = speculation_of(profile)
+    if speculation is not None:
+        ranges = tuple(BatchRange(r.start, r.end, r.k) for r in named.schedule)
+        speculation = replace(speculation, schedule=ranges, disable_by_batch_size=named.disable_by_batch_size)
+    return Option(named.profile, speculation)
+
+
+def describe(option: Option) -> str:
+    """`ngram`, or `ngram, off from batch size 64`."""
+    speculation = option.speculation
+    if speculation is None:
+        return option.profile
+    if speculation.disable_by_batch_size is not None:
+        return f"{option.profile}, off from batch size {speculation.disable_by_batch_size}"
+    if speculation.schedule:
+        steps = ", ".join(f"K={r.k} for {r.start}-{r.end}" for r in speculation.schedule)
+        return f"{option.profile} ({steps})"
+    return option.profile

@@ -1,0 +1,1 @@
+"""Making a change: phases, the canary's analysis, the patches. Pure."""

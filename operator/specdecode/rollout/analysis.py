@@ -1,0 +1,228 @@
+"""Canary against baseline, measured over the same minutes.
+
+The time since the canary is warm is cut into blocks; in each, the mean TPOT of the requests that finished on the
+canary is compared with that of the baseline pods. What both share (a burst, a slow hour) cancels in the ratio; how much
+the ratio still varies from block to block says how sure it is (Student's t over the blocks' log ratios).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from specdecode.api.v1alpha1 import Outcome, SpecDecodePolicySpec
+from specdecode.model.cost import Option
+from specdecode.model.estimate import Estimate
+from specdecode.model.measure import Change, Measurement, measurement
+from specdecode.policy.observation import Pod
+
+BLOCKS = 10
+"""Blocks that the time is cut into, fewer while there are fewer readings."""
+ENOUGH_BLOCKS = 4
+
+_T90 = {3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}
+"""Half width of a 90 % interval in standard errors, by degrees of freedom (Student's t)."""
+
+UNEQUAL_LOAD = 1.5
+"""Factor in tokens/s per pod between canary and baseline from which the one with less load has it too easy to win."""
+NO_WORSE = 0.05
+"""A change that needs no gain may look this much slower before it counts as worse: the scatter of short analyses."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured so far."""
+
+    seconds: float
+    """Since the canary was warm."""
+    canary: Measurement | None
+    baseline: Measurement | None
+    pods: tuple[int, int]
+    """Canary and baseline pods."""
+    gain: Estimate | None
+    """How much faster tokens come on the canary; None while the blocks do not tell."""
+    blocks: int
+    before_and_after: bool = False
+    """There was no baseline: the canary is compared with the time before the change."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an analysis ends."""
+
+    outcome: Outcome
+    reason: str
+    message: str
+    gain: Estimate | None = None
+
+
+def in_force(pod: Pod, option: Option | None) -> str | None:
+    """None when the pod's own metrics agree that it runs the option (or say nothing yet); else what contradicts it."""
+    if not pod.window.readings or option is None:
+        return None
+    engines = pod.window.readings[-1].page.engines
+    speculates = any(e.draft_tokens is not None for e in engines)
+    if option.speculation is None:
+        return f"pod {pod.name} drafts tokens, though {option.profile} has speculation off" if speculates else None
+    if not speculates:
+        return f"pod {pod.name} shows no speculation in its metrics"
+    positions = {len(e.accepted_per_position) for e in engines} - {0}
+    k = option.speculation.num_speculative_tokens
+    if k is not None and positions and positions != {k}:
+        return f"pod {pod.name} drafts {max(positions)} tokens, not {k}"
+    return None
+
+
+def compare(
+    canaries: tuple[Pod, ...], baseline: tuple[Pod, ...], since: float, now: float, before: float | None
+) -> Comparison:
+    """Compares the pods from `since` (Unix seconds) on; with `before`, a mean TPOT in seconds, without a baseline."""
+    seconds = max(0.0, now - since)
+    ours, theirs = _changes(canaries, since), _changes(baseline, since)
+    ratios = []
+    length = seconds / BLOCKS
+    for i in range(BLOCKS if length > 0 else 0):
+        start, end = since + i * length, since + (i + 1) * length
+        canary = _tpot(c for t, c in ours if start < t <= end)
+        other = _tpot(c for t, c in theirs if start < t <= end) if baseline else before
+        if canary and other:
+            ratios.append(math.log(other / canary))
+    return Comparison(
+        seconds=seconds,
+        canary=_whole(canaries, since),
+        baseline=_whole(baseline, since),
+        pods=(len(canaries), len(baseline)),
+        gain=_gain(ratios),
+        blocks=len(ratios),
+        before_and_after=not baseline,
+    )
+
+
+def judge(c: Comparison, policy: SpecDecodePolicySpec, required_gain: float, *, protect_tail: bool) -> Verdict | None:
+    """The verdict, or None while there is none yet. Harm is called early, success only after the whole time."""
+    rules = policy.rollout.analysis
+    how = "before and after, for want of a baseline: " if c.before_and_after else ""
+    if errors := _errors(c):
+        return Verdict(Outcome.FAILED, "RequestsFail", errors, c.gain)
+    enough = _enough_requests(c, rules.minimum_requests)
+    share = _share_of_load(c)
+    if c.gain is not None and enough:
+        if c.gain.high < min(0.0, required_gain - NO_WORSE) and share <= UNEQUAL_LOAD:
+            return Verdict(Outcome.FAILED, "Slower", f"{how}the canary is slower: gain {_percent(c.gain)}", c.gain)
+        if c.seconds >= rules.duration and share >= 1 / UNEQUAL_LOAD:
+            if broken := _slo_broken(c, policy) or (protect_tail and _tail_worse(c)):
+                return Verdict(Outcome.FAILED, "TailWorse", f"{how}{broken}", c.gain)
+            floor = 0.0 if required_gain > 0 else -NO_WORSE
+            if c.gain.value >= required_gain and c.gain.low > floor:
+                return Verdict(Outcome.SUCCESSFUL, "Faster", f"{how}promoting: gain {_percent(c.gain)}", c.gain)
+            if c.gain.high < required_gain and share <= UNEQUAL_LOAD:
+                return Verdict(Outcome.FAILED, "GainTooSmall", f"{how}gain {_percent(c.gain)} is too small", c.gain)
+    if c.seconds < 2 * rules.duration:
+        return None
+    if c.canary is None or (c.baseline is None and not c.before_and_after):
+        return Verdict(Outcome.ERROR, "NotMeasured", "the canary or its baseline did not answer with metrics")
+    if not enough:
+        return Verdict(
+            Outcome.INCONCLUSIVE,
+            "TooFewRequests",
+            f"fewer than {rules.minimum_requests} requests finished on the canary or on its baseline",
+            c.gain,
+        )
+    if not 1 / UNEQUAL_LOAD <= share <= UNEQUAL_LOAD:
+        return Verdict(Outcome.INCONCLUSIVE, "UnequalLoad", "canary and baseline got unequal load", c.gain)
+    shown = f"gain {_percent(c.gain)}" if c.gain else "too few blocks with finished requests"
+    return Verdict(Outcome.INCONCLUSIVE, "NotSure", f"{how}no clear answer in time: {shown}", c.gain)
+
+
+def _changes(pods: Iterable[Pod], since: float) -> list[tuple[float, Change]]:
+    return [(r.t, r.change) for p in pods for r in p.window.since(since).readings[1:] if isinstance(r.change, Change)]
+
+
+def _whole(pods: Iterable[Pod], since: float) -> Measurement | None:
+    changes = [c for p in pods if isinstance(c := p.window.since(since).change, Change)]
+    return measurement(changes) if changes else None
+
+
+def _tpot(changes: Iterable[Change]) -> float | None:
+    """Seconds per output token. Before vLLM 0.11 there is no such metric: step time over tokens per step."""
+    parts = list(changes)
+    if not parts:
+        return None
+    m = measurement(parts)
+    if m.tpot_seconds is not None:
+        return m.tpot_seconds
+    has_metric = all(p.figures.tpot is not None for p in parts)
+    if has_metric or m.step_seconds is None or not m.tokens_per_step:
+        return None
+    return m.step_seconds / m.tokens_per_step
+
+
+def _gain(ratios: list[float]) -> Estimate | None:
+    n = len(ratios)
+    if n < ENOUGH_BLOCKS:
+        return None
+    mean = math.fsum(ratios) / n
+    error = math.sqrt(math.fsum((r - mean) ** 2 for r in ratios) / (n - 1) / n)
+    half = _T90[n - 1] * error
+    return Estimate(math.expm1(mean), math.expm1(mean - half), math.expm1(mean + half))
+
+
+def _enough_requests(c: Comparison, minimum: int) -> bool:
+    if c.canary is None or c.canary.finished < minimum:
+        return False
+    return c.before_and_after or (c.baseline is not None and c.baseline.finished >= minimum)
+
+
+def _errors(c: Comparison) -> str | None:
+    """Requests that fail on the canary and not on the baseline: vLLM >= 0.14 refuses min_p and logit_bias."""
+    if c.canary is None:
+        return None
+    failed = c.canary.errored + c.canary.server_errors + c.canary.client_errors
+    share = failed / max(c.canary.finished + failed, 1.0)
+    usual = 0.0
+    if c.baseline is not None:
+        others = c.baseline.errored + c.baseline.server_errors + c.baseline.client_errors
+        usual = others / max(c.baseline.finished + others, 1.0)
+    if failed >= 3 and share > 2 * usual + 0.005:
+        return f"{failed:.0f} requests failed on the canary ({share:.1%}; {usual:.1%} on the baseline)"
+    return None
+
+
+def _share_of_load(c: Comparison) -> float:
+    """Tokens/s of a canary pod over those of a baseline pod; 1 where that cannot be told."""
+    ours = c.canary.generation_tokens_per_second if c.canary else None
+    theirs = c.baseline.generation_tokens_per_second if c.baseline else None
+    if not ours or not theirs:
+        return 1.0
+    return (ours / c.pods[0]) / (theirs / c.pods[1])
+
+
+def _slo_broken(c: Comparison, policy: SpecDecodePolicySpec) -> str | None:
+    """A limit that the canary breaks and the baseline keeps."""
+    slo = policy.objective.slo
+    for name, limit in (("tpot", slo.time_per_output_token), ("ttft", slo.time_to_first_token)):
+        ours = getattr(c.canary, name, None)
+        theirs = getattr(c.baseline, name, None)
+        if limit is None or ours is None or ours.p99.exceeds(limit.p99) is not True:
+            continue
+        if theirs is None or theirs.p99.exceeds(limit.p99) is not True:
+            return (
+                f"the canary's P99 {name.upper()} breaks the limit of {limit.p99 * 1e3:.0f} ms, the baseline's does not"
+            )
+    return None
+
+
+def _tail_worse(c: Comparison) -> str | None:
+    ours, theirs = c.canary and c.canary.tpot, c.baseline and c.baseline.tpot
+    if not ours or not theirs or ours.p99.value is None or theirs.p99.value is None:
+        return None
+    if ours.p99.low >= theirs.p99.high:
+        return (
+            f"P99 TPOT is {ours.p99.value * 1e3:.0f} ms on the canary, {theirs.p99.value * 1e3:.0f} ms on the baseline"
+        )
+    return None
+
+
+def _percent(gain: Estimate) -> str:
+    return f"{gain.value * 100:+.0f} % ({gain.low * 100:+.0f} to {gain.high * 100:+.0f} %)"

@@ -1,0 +1,343 @@
+"""Making one change: the state machine of a roll.
+
+    Starting -> Analysing -> Promoting -> Verifying -> Finishing -> done
+        \\___________\\___________\\___________\\-> RollingBack -^
+
+The canary is the first pod of the Deployment's own rolling update: the template is changed with `maxSurge: 1` and a
+long `minReadySeconds` (a ready pod serves, but the update goes on only with *available* ones), and the update is paused
+as soon as that pod exists. Unpausing promotes; restoring the template takes only the canary away.
+
+Every phase is a pure function of one observation, and says what the Deployment should look like, not what to do to it.
+The phase is written to the policy's status before the Deployment is touched, so an operator that died at any line
+finds the phase and makes the Deployment so again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from specdecode.api.v1alpha1 import HistoryEntry, Interval, Outcome, RolloutPhase, RolloutStatus
+from specdecode.policy.clock import seconds_of, text_of
+from specdecode.policy.decision import Decision
+from specdecode.policy.gates import may_act
+from specdecode.policy.observation import Observation, Pod, Workload
+from specdecode.policy.options import (
+    Container,
+    Menu,
+    configuration,
+    describe,
+    fields_of,
+    option_of,
+    same,
+    with_fields,
+)
+from specdecode.rollout.analysis import compare, in_force, judge
+from specdecode.rollout.patch import Desired, borrowed, given_back, patch
+from specdecode.vllm.unmanageable import Unmanageable
+
+NO_CAPACITY_AFTER = 60.0
+"""Seconds without a node for the canary that count as no capacity: time for the scheduler, not for a new machine."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one tick makes of a change."""
+
+    rollout: RolloutStatus | None = None
+    """The change as it now stands; None: none is being made."""
+    desired: Desired | None = None
+    """What the Deployment should look like; None: leave it alone."""
+    finished: HistoryEntry | None = None
+    """The change that ended with this tick."""
+
+
+def advance(o: Observation, d: Decision) -> Step:
+    """Starts, continues or ends a change."""
+    if o.workload is None or o.menu is None:
+        return Step(o.rollout)
+    if o.rollout is None:
+        return _begin(o, o.workload, o.menu, d) if may_act(o, d) else Step()
+    change = _Change(o, o.rollout, o.workload, o.menu)
+    if change.superseded:
+        return change.finish(
+            Outcome.ERROR, "Superseded", "somebody else changed the workload meanwhile; it stays as they want it"
+        )
+    if change.outdated:
+        return change.roll_back(Outcome.ERROR, "PolicyChanged", "the policy was edited: its canary is taken back")
+    return _PHASES[o.rollout.phase](change)
+
+
+def cleared(o: Observation, *, restore: bool) -> Desired | None:
+    """What the Deployment should look like once the policy is gone: an unproven change never stays."""
+    if o.workload is None or o.menu is None:
+        return None
+    container = o.workload.container
+    if o.rollout is not None:
+        container = with_fields(container, o.rollout.source_fields)
+    if restore:
+        container = o.menu.original
+    fields = o.rollout.borrowed if o.rollout else borrowed(o.workload.deployment)
+    return given_back(container, fields)
+
+
+def _begin(o: Observation, workload: Workload, menu: Menu, d: Decision) -> Step:
+    if d.target is None or o.active is None:
+        return Step()
+    target = menu.render(d.target)
+    if isinstance(target, Unmanageable):
+        return Step()
+    rollout = RolloutStatus(
+        id=f"{d.target.profile}-{int(o.now)}",
+        phase=RolloutPhase.STARTING,
+        policy_generation=o.generation,
+        source=configuration(o.active),
+        target=configuration(d.target),
+        reason=d.reason.value,
+        message=f"starting a canary of {describe(d.target)}: {d.message}"[:1024],
+        required_gain=d.required_gain,
+        protect_tail=d.protect_tail,
+        before=o.estimates.measured.tpot_seconds if o.estimates.measured else None,
+        started_at=text_of(o.now),
+        phase_started_at=text_of(o.now),
+        give_up_one=workload.strategy.get("type") == "Recreate",
+        source_fields=fields_of(workload.container),
+        target_fields=fields_of(target),
+        borrowed=borrowed(workload.deployment),
+    )
+    return _Change(o, rollout, workload, menu).go_on()
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A change in the light of one observation."""
+
+    o: Observation
+    rollout: RolloutStatus
+    workload: Workload
+    menu: Menu
+
+    # --- what is seen ---
+
+    @property
+    def target(self) -> Container:
+        return with_fields(self.workload.container, self.rollout.target_fields)
+
+    @property
+    def source(self) -> Container:
+        return with_fields(self.workload.container, self.rollout.source_fields)
+
+    @property
+    def canaries(self) -> tuple[Pod, ...]:
+        """The pods of the new template, once the Deployment has it."""
+        if not same(self.workload.container, self.target):
+            return ()
+        return tuple(p for p in self.o.pods if p.revision == self.workload.revision and not p.terminating)
+
+    @property
+    def baseline(self) -> tuple[Pod, ...]:
+        return tuple(p for p in self.o.pods if p.revision != self.workload.revision and p.ready and not p.terminating)
+
+    @property
+    def superseded(self) -> bool:
+        """Whether the template is neither what we wrote nor what was there before."""
+        live, phase = self.workload.container, self.rollout.phase
+        if phase is RolloutPhase.FINISHING:
+            return False
+        if same(live, self.target):
+            # Paused, the controller makes no pods of a template that somebody else changed: nothing to analyse.
+            return phase is RolloutPhase.ANALYSING and self.workload.revision is None
+        return phase not in (RolloutPhase.STARTING, RolloutPhase.ROLLING_BACK) or not same(live, self.source)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the policy no longer asks for what the canary runs."""
+        if self.rollout.phase not in (RolloutPhase.STARTING, RolloutPhase.ANALYSING):
+            return False
+        option = option_of(self.rollout.target, self.menu)
+        rendered = None if option is None else self.menu.render(option)
+        return rendered is None or isinstance(rendered, Unmanageable) or not same(rendered, self.target)
+
+    @property
+    def age(self) -> float:
+        """Seconds in this phase."""
+        return self.o.now - seconds_of(self.rollout.phase_started_at)
+
+    @property
+    def late(self) -> bool:
+        return self.age > self.o.policy.rollout.progress_deadline
+
+    def broken(self, pods: tuple[Pod, ...]) -> tuple[str, str] | None:
+        """A pod that keeps dying will not get better."""
+        for pod in pods:
+            if pod.restarts >= 2 or (pod.restarts and pod.waiting == "CrashLoopBackOff"):
+                return "CrashLooping", f"pod {pod.name} restarted {pod.restarts} times"
+        return None
+
+    # --- what follows ---
+
+    def desired(self) -> Desired:
+        """What the Deployment should look like in the phase that the change is in."""
+        phase, was = self.rollout.phase, self.rollout.borrowed
+        if phase is RolloutPhase.FINISHING:
+            return given_back(self.workload.container, was)
+        surge, unavailable = (0, 1) if self.rollout.give_up_one else (1, 0)
+        one_by_one = {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable},
+        }
+        canary = phase in (RolloutPhase.STARTING, RolloutPhase.ANALYSING)
+        hold = int(self.workload.deployment["spec"].get("progressDeadlineSeconds") or 600) - 1
+        return Desired(
+            container=self.source if phase is RolloutPhase.ROLLING_BACK else self.target,
+            strategy=one_by_one,
+            min_ready_seconds=hold if canary else was.min_ready_seconds or 0,
+            # Until it has a node, the controller must be free to give up an old pod for it.
+            paused=canary and any(p.unschedulable_since is None for p in self.canaries),
+        )
+
+    def go_on(self, message: str | None = None, **update: Any) -> Step:
+        """Stays in the phase."""
+        if message is not None:
+            update["message"] = message[:1024]
+        change = _Change(self.o, self.rollout.model_copy(update=update), self.workload, self.menu)
+        return Step(change.rollout, change.desired())
+
+    def enter(self, phase: RolloutPhase, message: str, **update: Any) -> Step:
+        """Goes to another phase."""
+        return self.go_on(message, phase=phase, phase_started_at=text_of(self.o.now), **update)
+
+    def roll_back(self, outcome: Outcome, reason: str, message: str, gain: Interval | None = None) -> Step:
+        """Takes the change back."""
+        return self.enter(
+            RolloutPhase.ROLLING_BACK, message, outcome=outcome, outcome_reason=reason, gain=gain or self.rollout.gain
+        )
+
+    def finish(self, outcome: Outcome, reason: str, message: str) -> Step:
+        """The template is what it shall be: give the borrowed fields back."""
+        return self.enter(RolloutPhase.FINISHING, message, outcome=outcome, outcome_reason=reason)
+
+    def finished(self) -> HistoryEntry:
+        """The change as the history keeps it."""
+        r = self.rollout
+        return HistoryEntry(
+            id=r.id,
+            policy_generation=r.policy_generation,
+            source=r.source,
+            target=r.target,
+            reason=r.reason,
+            outcome=r.outcome or Outcome.ERROR,
+            outcome_reason=r.outcome_reason or "Unknown",
+            message=r.message,
+            gain=r.gain,
+            started_at=r.started_at,
+            finished_at=text_of(self.o.now),
+        )
+
+
+def _starting(c: _Change) -> Step:
+    """Until the canary is ready."""
+    target = c.rollout.target.profile
+    if broken := c.broken(c.canaries):
+        return c.roll_back(Outcome.FAILED, f"Canary{broken[0]}", f"the canary of {target} does not start: {broken[1]}")
+    if c.late:
+        return c.roll_back(
+            Outcome.FAILED, "CanaryNotReady", f"the canary of {target} was not ready within the progress deadline"
+        )
+    canary = next(iter(c.canaries), None)
+    if canary is None:
+        return c.go_on()
+    if canary.unschedulable_since is not None and c.o.now - canary.unschedulable_since > NO_CAPACITY_AFTER:
+        if c.o.policy.rollout.allow_unavailable and not c.rollout.give_up_one:
+            return c.go_on("no node has room for an additional pod: giving one up for the canary", give_up_one=True)
+        return c.roll_back(
+            Outcome.ERROR,
+            "NoCapacity",
+            "no node has room for the canary: free a GPU, or set spec.rollout.allowUnavailable",
+        )
+    if not canary.ready:
+        return c.go_on(f"waiting for canary {canary.name} of {target} to be ready")
+    return c.enter(
+        RolloutPhase.ANALYSING,
+        f"measuring canary {canary.name} of {target} against {len(c.baseline)} pods of {c.rollout.source.profile}",
+        canary_ready_at=text_of(c.o.now),
+    )
+
+
+def _analysing(c: _Change) -> Step:
+    """Until canary and baseline can be told apart, or it is clear that they cannot."""
+    if broken := c.broken(c.canaries):
+        return c.roll_back(Outcome.FAILED, f"Canary{broken[0]}", f"the canary failed under load: {broken[1]}")
+    canaries = tuple(p for p in c.canaries if p.ready)
+    target = option_of(c.rollout.target, c.menu)
+    if wrong := next((w for p in canaries if (w := in_force(p, target))), None):
+        return c.roll_back(Outcome.FAILED, "NotInForce", f"the canary does not run {c.rollout.target.profile}: {wrong}")
+    # After a restart of the operator the windows are empty: what was measured before is measured again.
+    ready_at = seconds_of(c.rollout.canary_ready_at or c.rollout.phase_started_at)
+    since = max(ready_at, c.o.observing_since) + c.o.policy.rollout.analysis.warmup
+    comparison = compare(canaries, c.baseline, since, c.o.now, c.rollout.before)
+    verdict = judge(comparison, c.o.policy, c.rollout.required_gain, protect_tail=c.rollout.protect_tail)
+    if verdict is None:
+        if c.late:
+            return c.roll_back(Outcome.ERROR, "AnalysisOverdue", "no verdict within the progress deadline")
+        return c.go_on()
+    shown = verdict.gain
+    gain = None if shown is None else Interval(value=shown.value, low=shown.low, high=shown.high)
+    if verdict.outcome is Outcome.SUCCESSFUL:
+        return c.enter(RolloutPhase.PROMOTING, verdict.message, gain=gain)
+    return c.roll_back(verdict.outcome, verdict.reason, verdict.message, gain)
+
+
+def _promoting(c: _Change) -> Step:
+    """Until all pods are of the new template."""
+    if broken := c.broken(c.canaries):
+        return c.roll_back(Outcome.FAILED, broken[0], f"while promoting {c.rollout.target.profile}: {broken[1]}")
+    if c.late:
+        return c.roll_back(
+            Outcome.FAILED, "ProgressDeadlineExceeded", "not all pods were replaced within the progress deadline"
+        )
+    if not c.workload.settled:
+        return c.go_on()
+    return c.enter(RolloutPhase.VERIFYING, f"all pods replaced; verifying that they run {c.rollout.target.profile}")
+
+
+def _verifying(c: _Change) -> Step:
+    """Until every pod's own metrics say that it runs the target."""
+    target = option_of(c.rollout.target, c.menu)
+    wrong = [w for p in c.canaries if (w := in_force(p, target))]
+    unheard = [p for p in c.canaries if not p.answered]
+    if c.workload.settled and not wrong and not unheard:
+        gain = c.rollout.gain
+        shown = f"; the canary was {gain.value * 100:.0f} % faster" if gain else ""
+        return c.finish(Outcome.SUCCESSFUL, "Promoted", f"all pods run {c.rollout.target.profile}{shown}")
+    if c.late:
+        what = wrong[0] if wrong else "not every pod answered with its metrics"
+        return c.roll_back(Outcome.FAILED, "NotInForce", f"{c.rollout.target.profile} could not be verified: {what}")
+    return c.go_on()
+
+
+def _rolling_back(c: _Change) -> Step:
+    """Until only pods of the old template are left."""
+    r = c.rollout
+    if c.workload.settled and same(c.workload.container, c.source):
+        return c.finish(r.outcome or Outcome.ERROR, r.outcome_reason or "TakenBack", r.message)
+    return c.go_on()
+
+
+def _finishing(c: _Change) -> Step:
+    """Until the Deployment has back what the change borrowed."""
+    desired = c.desired()
+    if patch(c.workload.deployment, desired):
+        return Step(c.rollout, desired)
+    return Step(finished=c.finished())
+
+
+_PHASES: dict[RolloutPhase, Callable[[_Change], Step]] = {
+    RolloutPhase.STARTING: _starting,
+    RolloutPhase.ANALYSING: _analysing,
+    RolloutPhase.PROMOTING: _promoting,
+    RolloutPhase.VERIFYING: _verifying,
+    RolloutPhase.ROLLING_BACK: _rolling_back,
+    RolloutPhase.FINISHING: _finishing,
+}

@@ -1,0 +1,1 @@
+"""A simulated vLLM server and the clients that load it."""

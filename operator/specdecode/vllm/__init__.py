@@ -1,0 +1,1 @@
+"""What vLLM accepts and exposes, by version: arguments, metrics, compatibility."""

@@ -1,0 +1,159 @@
+"""The recent readings of a pod."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import pytest
+
+from specdecode.model.measure import Activity, Change, Measurement, Reason, Unmeasured
+from specdecode.model.window import Spread, Window, acceptance_spread, pods_together
+from specdecode.vllm.metrics import EngineSample, Page
+
+
+def page(
+    generated: float, *, drafted: float = 0.0, accepted: float = 0.0, start: float = 1.0, running: float = 1
+) -> Page:
+    sample = EngineSample(
+        model_name="m",
+        engine="0",
+        running=running,
+        generation_tokens=generated,
+        drafts=drafted / 4,
+        draft_tokens=drafted,
+        accepted_tokens=accepted,
+    )
+    return Page((sample,), process_start=start)
+
+
+def window(readings: Iterable[tuple[float, Page]], seconds: float = 300.0, limit: int = 240) -> Window:
+    result = Window(seconds, limit)
+    for t, read in readings:
+        result = result.add(read, t)
+    return result
+
+
+def test_a_window_of_one_reading_says_nothing() -> None:
+    for few in (Window(300.0), window([(0.0, page(0))])):
+        assert (few.change, few.measurement, few.parts, few.activity) == (None, None, (), None)
+        assert pods_together([few]) is None
+        assert acceptance_spread([few]) is None
+
+
+def test_adding_a_reading_leaves_the_window_that_it_was_added_to() -> None:
+    before = window([(0.0, page(0)), (15.0, page(150))])
+    after = before.add(page(600), 30.0)
+    assert [r.t for r in before.readings] == [0.0, 15.0]
+    assert [r.t for r in after.readings] == [0.0, 15.0, 30.0]
+
+
+def test_the_whole_spans_the_window_and_its_parts_the_readings() -> None:
+    w = window([(0.0, page(0)), (15.0, page(150)), (35.0, page(650))])
+    assert isinstance(w.measurement, Measurement)
+    assert (w.measurement.seconds, w.measurement.generation_tokens) == (35.0, 650.0)
+    assert [(p.seconds, p.generation_tokens_per_second) for p in w.parts] == [(15.0, 10.0), (20.0, 25.0)]
+
+
+def test_old_readings_and_too_many_are_dropped() -> None:
+    readings = [(15.0 * n, page(100.0 * n)) for n in range(20)]
+    by_age = window(readings, seconds=60.0)
+    assert [r.t for r in by_age.readings] == [225.0, 240.0, 255.0, 270.0, 285.0]
+    assert isinstance(by_age.measurement, Measurement)
+    assert (by_age.measurement.seconds, by_age.measurement.generation_tokens) == (60.0, 400.0)
+    assert len(by_age.parts) == 4, "the part that began before the window is not in it"
+    assert [r.t for r in window(readings, limit=2).readings] == [270.0, 285.0]
+    with pytest.raises(ValueError, match="at least 2"):
+        Window(60.0, limit=1)
+
+
+def test_a_reading_after_a_long_silence_starts_anew() -> None:
+    w = window([(0.0, page(0)), (1000.0, page(10))])
+    assert [r.t for r in w.readings] == [1000.0]
+    assert w.change is None
+
+
+def test_a_restart_splits_the_readings() -> None:
+    w = window([(0.0, page(0)), (15.0, page(150)), (30.0, page(20, start=2.0))])
+    assert isinstance(w.change, Unmeasured) and w.change.reason is Reason.RESTARTED
+    assert w.measurement is w.change
+    assert w.activity is None
+    assert len(w.parts) == 1
+
+    w = w.add(page(320, start=2.0), 45.0)
+    assert isinstance(w.measurement, Measurement)
+    assert (w.measurement.seconds, w.measurement.generation_tokens) == (15.0, 300.0)
+    assert [p.generation_tokens for p in w.parts] == [150.0, 300.0], "what the old process did still counts as a part"
+
+
+def test_a_clock_that_goes_back_or_stands_still_starts_the_window_anew() -> None:
+    before = window([(0.0, page(0)), (100.0, page(150))])
+    for t in (100.0, 50.0, -1e9):
+        after = before.add(page(200), t)
+        assert [r.t for r in after.readings] == [t]
+        assert after.change is None
+
+
+def test_a_page_that_lost_series_is_not_taken_while_its_process_goes_on() -> None:
+    w = window([(0.0, page(0)), (15.0, page(150))])
+    (sample,) = page(300).engines
+    cut = Page((dataclasses.replace(sample, generation_tokens=None),), process_start=1.0)
+    assert w.add(cut, 30.0) is w
+    unknown_process = dataclasses.replace(cut, process_start=None)
+    taken = w.add(unknown_process, 30.0).change
+    assert isinstance(taken, Unmeasured) and taken.reason is Reason.SERIES_VANISHED
+
+
+@pytest.mark.parametrize(
+    ("tokens", "running", "activity"),
+    [
+        ([0, 10, 20, 30, 40, 50], 1, Activity.SERVING),
+        ([0, 10, 10, 10, 10, 10], 1, Activity.STALLED),
+        ([0, 10, 20, 20, 20, 20], 1, Activity.WAITING),
+        ([10, 10, 10, 10, 10, 20], 1, Activity.SERVING),
+        ([0, 10, 20, 20, 20, 20], 0, Activity.IDLE),
+    ],
+)
+def test_a_stall_is_seen_over_several_readings(tokens: list[float], running: float, activity: Activity) -> None:
+    assert window((15.0 * n, page(t, running=running)) for n, t in enumerate(tokens)).activity is activity
+
+
+def test_pods_are_measured_together_where_they_can_be() -> None:
+    serving = window([(0.0, page(0, drafted=0)), (10.0, page(100, drafted=100, accepted=80))])
+    other = window([(3.0, page(0)), (23.0, page(400, drafted=300, accepted=60))])
+    new = window([(5.0, page(0))])
+    together = pods_together([serving, other, new])
+    assert together is not None
+    assert together.engines == 2
+    assert together.acceptance_rate == pytest.approx(140 / 400)
+    assert together.generation_tokens_per_second == pytest.approx(10.0 + 20.0)
+
+
+def test_acceptance_is_spread_over_parts_and_pods_by_what_they_drafted() -> None:
+    """Drafted at 0.2: 100 tokens, at 0.5: 200, at 0.8: 600, at 0.9: 100; and a part that drafted nothing."""
+    one = window(
+        [
+            (0.0, page(0)),
+            (15.0, page(1, drafted=100, accepted=20)),
+            (30.0, page(2, drafted=300, accepted=120)),
+            (45.0, page(3, drafted=300, accepted=120)),
+        ]
+    )
+    two = window(
+        [
+            (0.0, page(0)),
+            (15.0, page(1, drafted=600, accepted=480)),
+            (30.0, page(2, drafted=700, accepted=570)),
+        ]
+    )
+    assert acceptance_spread([one, two]) == Spread(p10=0.2, p50=0.8, p90=0.8, draft_tokens=1000.0)
+    assert acceptance_spread([one]) == Spread(
+        p10=0.2, p50=pytest.approx(0.5), p90=pytest.approx(0.5), draft_tokens=300.0
+    )
+
+
+def test_without_counters_there_is_no_spread() -> None:
+    def v0(gauge: float) -> Page:
+        return Page((EngineSample(model_name="m", engine="0", draft_acceptance_gauge=gauge),))
+
+    w = window([(0.0, v0(0.7)), (15.0, v0(0.8))])
+    assert isinstance(w.change, Change)
+    assert acceptance_spread([w]) is None

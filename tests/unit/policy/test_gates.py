@@ -1,0 +1,190 @@
+"""The rule, question by question."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from specdecode.api.v1alpha1 import Configuration, HistoryEntry, Outcome
+from specdecode.model.knowledge import Knowledge
+from specdecode.policy.clock import text_of
+from specdecode.policy.decision import Reason
+from specdecode.policy.gates import backoff, decide, may_act
+from specdecode.policy.observation import Observation, Problem
+from support.world import NOW, menu, observation, option, pod, rendered, spec, traffic, workload
+
+
+def entry(outcome: Outcome = Outcome.SUCCESSFUL, ago: float = 60.0, target: str = "ngram", **kw: Any) -> HistoryEntry:
+    fields: dict[str, Any] = {
+        "id": "x",
+        "policy_generation": 1,
+        "source": Configuration(profile="disabled"),
+        "target": Configuration(profile=target),
+        "reason": "CheaperProfile",
+        "outcome": outcome,
+        "outcome_reason": "r",
+        "started_at": text_of(NOW - ago - 60),
+        "finished_at": text_of(NOW - ago),
+    }
+    return HistoryEntry(**(fields | kw))
+
+
+def running_ngram(acceptance: float = 0.6, batch: float = 8.0, step: float = 0.021, **kw: Any) -> Observation:
+    policy = kw.pop("policy", spec())
+    m = menu(policy)
+    active = option(m, "ngram")
+    return observation(policy, active=active, window=traffic(acceptance=acceptance, batch=batch, step=step), **kw)
+
+
+MAY_WE_JUDGE = {
+    "a suspended policy decides nothing": (lambda: observation(spec(suspend=True)), Reason.SUSPENDED),
+    "a workload that is not there is said": (lambda: observation(workload=None), Reason.WORKLOAD_MISSING),
+    "a command line that is not understood is left alone": (
+        lambda: replace(observation(), problem=Problem("CommandNotUnderstood", "a loop")),
+        Reason.NOT_MANAGEABLE,
+    ),
+    "somebody else's roll is waited for": (
+        lambda: observation(workload=workload({"name": "vllm"}, settled=False)),
+        Reason.WORKLOAD_ROLLING,
+    ),
+    "no pod answers: no metrics, no decision": (
+        lambda: observation(pods=(pod("p", "old", option(menu(spec()), "disabled"), problem="refused"),)),
+        Reason.METRICS_MISSING,
+    ),
+    "one scrape is no measurement": (
+        lambda: observation(window=traffic(seconds=0.0)),
+        Reason.METRICS_STALE,
+    ),
+    "an idle workload needs no decision": (lambda: observation(window=traffic(batch=0.0, rate=0.0)), Reason.IDLE),
+    "a handful of steps is no evidence": (
+        lambda: observation(window=traffic(seconds=10, step=1.0, batch=2.0)),
+        Reason.TOO_FEW_SAMPLES,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MAY_WE_JUDGE)
+def test_the_first_question_is_whether_there_is_anything_to_judge(case: str) -> None:
+    make, reason = MAY_WE_JUDGE[case]
+    decision = decide(make())
+    assert decision.reason is reason
+    assert not decision.change
+    assert decision.message
+
+
+def test_a_problem_tells_the_person_what_it_is() -> None:
+    assert decide(replace(observation(), problem=Problem("X", "write it plainly"))).message == "write it plainly"
+
+
+def test_missing_metrics_say_what_the_pods_answered() -> None:
+    o = observation(pods=(pod("p", "old", option(menu(spec()), "disabled"), problem="connection refused"),))
+    assert "connection refused" in decide(o).message
+
+
+def test_low_acceptance_turns_speculation_off_even_while_it_rests() -> None:
+    d = decide(running_ngram(acceptance=0.2, history=(entry(ago=5),)))
+    assert d.reason is Reason.ACCEPTANCE_BELOW_FLOOR
+    assert d.target is not None and d.target.profile == "disabled"
+    assert d.change and d.urgent and d.held_back is None
+    assert "0.20" in d.message and "0.5" in d.message
+
+
+def test_the_floor_is_the_users_to_set() -> None:
+    policy = spec(guards={"acceptance": {"disableBelow": 0.1}})
+    assert decide(running_ngram(acceptance=0.2, policy=policy)).reason is not Reason.ACCEPTANCE_BELOW_FLOOR
+
+
+def test_a_batch_above_break_even_turns_speculation_off() -> None:
+    known = {"disabled": Knowledge(measured_at=NOW)}
+    d = decide(running_ngram(acceptance=0.6, batch=200.0, step=0.14, knowledge=known))
+    assert d.reason is Reason.BATCH_ABOVE_BREAK_EVEN
+    assert d.target is not None and d.target.profile == "disabled"
+    assert d.gain is not None and d.gain.value > 0.05
+
+
+def test_at_low_load_a_profile_that_was_never_measured_is_worth_a_canary_not_a_roll() -> None:
+    d = decide(observation())
+    assert d.reason in (Reason.WORTH_A_CANARY, Reason.CHEAPER_PROFILE)
+    assert d.target is not None and d.target.profile == "ngram"
+    assert d.protect_tail, "nothing is known about its tail"
+    assert d.required_gain == 0.05
+
+
+def test_a_well_measured_profile_that_pays_is_expected_to_pay() -> None:
+    known = {"ngram": Knowledge(NOW - 600, (0.75, 0.7, 0.75, 0.8), 4.7, (0.75,) * 5, 4.0, 5.0)}
+    d = decide(observation(knowledge=known))
+    assert d.reason is Reason.CHEAPER_PROFILE
+    assert d.gain is not None and d.gain.low > 1.0
+    assert not d.protect_tail
+
+
+def test_what_runs_stays_when_it_is_the_fastest() -> None:
+    d = decide(running_ngram(acceptance=0.75, batch=4.0))
+    assert d.reason in (Reason.BEST_ALREADY, Reason.GAIN_TOO_SMALL)
+    assert not d.change
+    assert d.target is not None and d.target.profile == "ngram"
+
+
+def test_a_profile_whose_acceptance_was_just_seen_to_be_low_is_not_tried_again() -> None:
+    known = {"ngram": Knowledge(NOW - 60, (0.1, 0.1, 0.1, 0.1), 1.5, (0.1,) * 5, 1.5, 5.0)}
+    d = decide(observation(knowledge=known))
+    assert not d.change
+
+
+def test_rest_follows_a_change() -> None:
+    d = decide(observation(history=(entry(target="disabled"),)))
+    assert d.change and d.held_back is not None
+    assert d.held_back[0] is Reason.COOLING_DOWN
+    assert not may_act(observation(), d)
+
+
+@pytest.mark.parametrize(("failures", "factor"), [(0, 1), (1, 2), (2, 4), (3, 8), (9, 16)])
+def test_rest_doubles_with_each_failure(failures: int, factor: int) -> None:
+    failed = [entry(Outcome.FAILED) for _ in range(failures)]
+    assert backoff(observation(history=(*failed, entry(target="disabled")))) == factor
+
+
+def test_changes_are_counted_per_day() -> None:
+    many = tuple(entry(ago=3600.0 * (i + 2), target="disabled") for i in range(6))
+    d = decide(observation(history=many))
+    assert d.held_back is not None and d.held_back[0] is Reason.CHANGES_EXHAUSTED
+
+
+def test_a_field_that_was_taken_back_is_not_fought_over() -> None:
+    d = decide(observation(history=(entry(ago=7200.0),)))
+    assert d.reason is Reason.FIELD_CONTESTED
+    assert "SPECDECODE_CONFIG" in d.message
+
+
+@pytest.mark.parametrize(
+    "o",
+    [
+        observation(history=(entry(ago=7200.0),), generation=2),
+        observation(history=(entry(ago=7200.0),), adopted_at=NOW - 60),
+    ],
+    ids=["the policy was edited since", "the workload was changed for another reason since"],
+)
+def test_a_new_start_ends_the_contest(o: Observation) -> None:
+    assert decide(o).reason is not Reason.FIELD_CONTESTED
+
+
+def test_a_recreate_deployment_is_only_changed_when_a_pod_may_go() -> None:
+    m = menu(spec())
+    recreate = workload(rendered(m, "disabled"), strategy={"type": "Recreate"})
+    assert decide(observation(workload=recreate)).held_back is not None
+    policy = spec(rollout={"allowUnavailable": True})
+    assert decide(observation(policy, workload=recreate)).held_back is None
+
+
+@pytest.mark.parametrize(("mode", "acts"), [("Auto", True), ("Recommend", False), ("Observe", False)])
+def test_only_auto_acts(mode: str, acts: bool) -> None:
+    o = observation(spec(mode=mode))
+    d = decide(o)
+    assert d.change
+    assert may_act(o, d) is acts
+
+
+def test_the_same_observation_gives_the_same_decision() -> None:
+    o = running_ngram()
+    assert decide(o) == decide(o)

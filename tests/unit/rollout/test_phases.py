@@ -1,0 +1,334 @@
+"""A change, phase by phase, on observations that a Deployment would give."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from specdecode.api.v1alpha1 import Outcome, RolloutPhase, RolloutStatus
+from specdecode.policy.clock import text_of
+from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.observation import Observation, Pod
+from specdecode.policy.options import same
+from specdecode.rollout.patch import borrowed, patch
+from specdecode.rollout.phases import NO_CAPACITY_AFTER, Step, advance, cleared
+from support.world import NOW, menu, observation, option, pod, rendered, spec, traffic, workload
+
+MENU = menu(spec())
+OFF, NGRAM = option(MENU, "disabled"), option(MENU, "ngram")
+HOLD = Decision(Reason.CHANGE_IN_PROGRESS, "going on")
+OLD = tuple(pod(f"old-{i}", "old", OFF, traffic(at=NOW)) for i in range(3))
+
+
+def wants_ngram(**changes: Any) -> Decision:
+    return Decision(Reason.CHEAPER_PROFILE, "it pays", NGRAM, change=True, required_gain=0.05, **changes)
+
+
+def started() -> RolloutStatus:
+    step = advance(observation(), wants_ngram())
+    assert step.rollout is not None
+    return step.rollout
+
+
+def canary(**changes: Any) -> Pod:
+    window = changes.pop("window", traffic(acceptance=0.75))
+    return pod("new-0", "new", NGRAM, window, **changes)
+
+
+def during(phase: RolloutPhase, *pods: Pod, age: float = 5.0, profile: str = "ngram", **changes: Any) -> Observation:
+    """An observation in a phase that is `age` seconds old."""
+    policy = changes.pop("policy", spec())
+    update: dict[str, Any] = {"phase": phase, "phase_started_at": text_of(NOW - age)}
+    if phase is not RolloutPhase.STARTING:
+        update["canary_ready_at"] = text_of(NOW - age)
+    update |= changes.pop("rollout", {})
+    settled = changes.pop("settled", False)
+    live = changes.pop("workload", None) or workload(
+        rendered(MENU, profile), revision="new" if profile == "ngram" else "old", settled=settled
+    )
+    return observation(
+        policy, pods=pods, rollout=started().model_copy(update=update), workload=live, active=OFF, **changes
+    )
+
+
+def test_nothing_starts_without_a_decision_to_change() -> None:
+    assert advance(observation(), HOLD) == Step()
+
+
+@pytest.mark.parametrize("mode", ["Observe", "Recommend"])
+def test_nothing_starts_in_a_mode_that_only_looks(mode: str) -> None:
+    assert advance(observation(spec(mode=mode)), wants_ngram()) == Step()
+
+
+def test_nothing_starts_while_a_brake_holds() -> None:
+    d = wants_ngram(held_back=(Reason.COOLING_DOWN, "resting"))
+    assert advance(observation(), d) == Step()
+
+
+def test_a_change_starts_with_one_pod_more_and_a_long_wait_for_availability() -> None:
+    step = advance(observation(), wants_ngram())
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.STARTING
+    assert step.desired is not None
+    assert step.desired.strategy["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert step.desired.min_ready_seconds == 599, "below the Deployment's own progress deadline, as the API demands"
+    assert not step.desired.paused, "paused, the controller would not make the canary"
+    assert same(step.desired.container, rendered(MENU, "ngram"))
+
+
+def test_what_is_borrowed_is_remembered() -> None:
+    o = observation()
+    assert o.workload is not None
+    assert started().borrowed == borrowed(o.workload.deployment)
+
+
+def test_the_update_is_paused_as_soon_as_the_canary_exists() -> None:
+    step = advance(during(RolloutPhase.STARTING, *OLD, canary(ready=False)), HOLD)
+    assert step.desired is not None and step.desired.paused
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.STARTING
+
+
+def test_a_ready_canary_is_analysed() -> None:
+    step = advance(during(RolloutPhase.STARTING, *OLD, canary()), HOLD)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.ANALYSING
+    assert step.rollout.canary_ready_at is not None
+    assert step.desired is not None and step.desired.paused
+
+
+BROKEN = {
+    "a crash loop": (canary(ready=False, restarts=1, waiting="CrashLoopBackOff"), 5.0, Outcome.FAILED, "CanaryCrashLooping"),
+    "two restarts": (canary(ready=False, restarts=2), 5.0, Outcome.FAILED, "CanaryCrashLooping"),
+    "never ready": (canary(ready=False), 601.0, Outcome.FAILED, "CanaryNotReady"),
+    "no node has room": (
+        canary(ready=False, unschedulable_since=NOW - NO_CAPACITY_AFTER - 1),
+        70.0,
+        Outcome.ERROR,
+        "NoCapacity",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_canary_that_does_not_start_is_taken_back(case: str) -> None:
+    broken, age, outcome, reason = BROKEN[case]
+    step = advance(during(RolloutPhase.STARTING, *OLD, broken, age=age), HOLD)
+    assert step.rollout is not None and step.desired is not None
+    assert step.rollout.phase is RolloutPhase.ROLLING_BACK
+    assert (step.rollout.outcome, step.rollout.outcome_reason) == (outcome, reason)
+    assert same(step.desired.container, rendered(MENU, "disabled"))
+    assert not step.desired.paused
+
+
+def test_one_restart_is_not_a_crash_loop() -> None:
+    step = advance(during(RolloutPhase.STARTING, *OLD, canary(ready=False, restarts=1)), HOLD)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.STARTING
+
+
+def test_where_no_gpu_is_free_one_pod_is_given_up_if_the_policy_allows() -> None:
+    waiting = canary(ready=False, unschedulable_since=NOW - NO_CAPACITY_AFTER - 1)
+    policy = spec(rollout={"allowUnavailable": True})
+    step = advance(during(RolloutPhase.STARTING, *OLD, waiting, age=70.0, policy=policy), HOLD)
+    assert step.rollout is not None and step.rollout.give_up_one
+    assert step.desired is not None
+    assert step.desired.strategy["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    assert not step.desired.paused, "the controller must be free to remove an old pod"
+
+
+def analysed(canary_step: float, *, age: float = 75.0, acceptance: float = 0.75, **changes: Any) -> Step:
+    new = canary(window=traffic(acceptance=acceptance, step=canary_step))
+    return advance(during(RolloutPhase.ANALYSING, *OLD, new, age=age, **changes), HOLD)
+
+
+def test_a_faster_canary_is_promoted() -> None:
+    step = analysed(0.022)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.PROMOTING
+    assert step.rollout.gain is not None and step.rollout.gain.low > 1
+    assert step.desired is not None and not step.desired.paused
+    assert step.desired.min_ready_seconds == 0, "given back for the rest of the roll"
+
+
+def test_no_verdict_before_the_time_is_over() -> None:
+    step = analysed(0.022, age=40.0)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.ANALYSING
+
+
+def test_harm_is_ended_early() -> None:
+    step = analysed(0.2, age=50.0)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.ROLLING_BACK
+    assert (step.rollout.outcome, step.rollout.outcome_reason) == (Outcome.FAILED, "Slower")
+
+
+def test_a_gain_too_small_is_taken_back() -> None:
+    step = analysed(0.0935)
+    assert step.rollout is not None
+    assert (step.rollout.outcome, step.rollout.outcome_reason) == (Outcome.FAILED, "GainTooSmall")
+
+
+def test_a_canary_that_fails_requests_is_taken_back_at_once() -> None:
+    new = canary(window=traffic(acceptance=0.75, errors=0.2))
+    step = advance(during(RolloutPhase.ANALYSING, *OLD, new, age=30.0), HOLD)
+    assert step.rollout is not None
+    assert (step.rollout.outcome, step.rollout.outcome_reason) == (Outcome.FAILED, "RequestsFail")
+
+
+def test_a_canary_that_does_not_run_its_profile_is_taken_back() -> None:
+    silent = canary(window=traffic(acceptance=None))
+    step = advance(during(RolloutPhase.ANALYSING, *OLD, silent), HOLD)
+    assert step.rollout is not None and step.rollout.outcome_reason == "NotInForce"
+
+
+def test_what_could_not_be_measured_is_an_error_not_a_failure() -> None:
+    mute = pod("new-0", "new", NGRAM)
+    step = advance(during(RolloutPhase.ANALYSING, *OLD, mute, age=200.0), HOLD)
+    assert step.rollout is not None and step.rollout.outcome is Outcome.ERROR
+
+
+def test_too_few_requests_are_inconclusive() -> None:
+    new = canary(window=traffic(acceptance=0.75, rate=0.1))
+    step = advance(during(RolloutPhase.ANALYSING, *OLD, new, age=200.0), HOLD)
+    assert step.rollout is not None
+    assert (step.rollout.outcome, step.rollout.outcome_reason) == (Outcome.INCONCLUSIVE, "TooFewRequests")
+
+
+def test_after_a_restart_of_the_operator_the_canary_is_measured_again() -> None:
+    step = analysed(0.022, age=300.0, observing_since=NOW - 20)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.ANALYSING
+
+
+def test_an_edited_policy_takes_an_unproven_canary_back() -> None:
+    edited = spec(profiles=[{"name": "ngram", "method": "NGram", "numSpeculativeTokens": 3}])
+    o = during(RolloutPhase.ANALYSING, *OLD, canary(), policy=edited, menu=menu(edited))
+    step = advance(o, HOLD)
+    assert step.rollout is not None and step.rollout.outcome_reason == "PolicyChanged"
+
+
+def new_pods(count: int, **changes: Any) -> tuple[Pod, ...]:
+    return tuple(replace(canary(**changes), name=f"new-{i}") for i in range(count))
+
+
+def test_promoted_pods_are_verified_and_then_all_is_given_back() -> None:
+    step = advance(during(RolloutPhase.PROMOTING, *new_pods(3), settled=True), HOLD)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.VERIFYING
+    step = advance(during(RolloutPhase.VERIFYING, *new_pods(3), settled=True), HOLD)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.FINISHING
+    assert step.desired is not None
+    o = observation()
+    assert o.workload is not None
+    assert step.desired.strategy == o.workload.strategy
+    finishing = during(RolloutPhase.FINISHING, *new_pods(3), rollout={"outcome": Outcome.SUCCESSFUL})
+    step = advance(finishing, HOLD)
+    assert step.rollout is None and step.finished is not None
+    assert step.finished.outcome is Outcome.SUCCESSFUL
+
+
+def test_a_pod_that_does_not_answer_is_not_verified() -> None:
+    mute = pod("new-2", "new", NGRAM)
+    step = advance(during(RolloutPhase.VERIFYING, *new_pods(2), mute, settled=True), HOLD)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.VERIFYING
+
+
+@pytest.mark.parametrize("phase", [RolloutPhase.PROMOTING, RolloutPhase.VERIFYING])
+def test_a_promotion_that_gets_stuck_is_taken_back(phase: RolloutPhase) -> None:
+    step = advance(during(phase, *new_pods(1), *OLD, age=601.0), HOLD)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.ROLLING_BACK
+
+
+def test_a_roll_back_ends_when_only_the_old_pods_are_left() -> None:
+    back = {"outcome": Outcome.FAILED, "outcome_reason": "Slower"}
+    o = during(RolloutPhase.ROLLING_BACK, *OLD, profile="disabled", settled=False, rollout=back)
+    step = advance(o, HOLD)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.ROLLING_BACK
+    o = during(RolloutPhase.ROLLING_BACK, *OLD, profile="disabled", settled=True, rollout=back)
+    step = advance(o, HOLD)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.FINISHING
+    assert step.rollout.outcome is Outcome.FAILED
+
+
+@pytest.mark.parametrize(
+    "phase", [RolloutPhase.STARTING, RolloutPhase.ANALYSING, RolloutPhase.PROMOTING, RolloutPhase.VERIFYING]
+)
+def test_somebody_elses_template_stays_and_gets_the_borrowed_fields_back(phase: RolloutPhase) -> None:
+    theirs = {"name": "vllm", "image": "vllm/vllm-openai:v0.24.0", "args": ["--model", "another"]}
+    o = during(phase, *OLD, workload=workload(theirs, revision=None))
+    step = advance(o, HOLD)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.FINISHING
+    assert step.rollout.outcome_reason == "Superseded"
+    assert step.desired is not None and same(step.desired.container, theirs)
+    assert not step.desired.paused
+
+
+def test_an_image_that_changed_under_a_paused_canary_supersedes_it() -> None:
+    o = during(RolloutPhase.ANALYSING, *OLD, workload=workload(rendered(MENU, "ngram"), revision=None))
+    step = advance(o, HOLD)
+    assert step.rollout is not None and step.rollout.outcome_reason == "Superseded"
+
+
+def test_a_crash_between_status_and_deployment_is_made_good() -> None:
+    """The status says Starting, the Deployment is untouched: the same patch is made."""
+    o = during(RolloutPhase.STARTING, *OLD, profile="disabled")
+    step = advance(o, HOLD)
+    assert step.rollout is not None and step.desired is not None and o.workload is not None
+    assert step.rollout.id == started().id, "the same change, not a second one"
+    assert any(op["path"].endswith("/args") for op in patch(o.workload.deployment, step.desired))
+
+
+@pytest.mark.parametrize("restore", [True, False])
+def test_a_deleted_policy_never_leaves_an_unproven_change(restore: bool) -> None:
+    o = during(RolloutPhase.ANALYSING, *OLD, canary())
+    desired = cleared(o, restore=restore)
+    assert desired is not None and not desired.paused
+    assert same(desired.container, rendered(MENU, "disabled"))
+    assert desired.strategy == started().borrowed.strategy
+
+
+def test_a_deleted_policy_restores_or_keeps_as_it_says() -> None:
+    o = observation(active=NGRAM, window=traffic(acceptance=0.75))
+    keep, restore = cleared(o, restore=False), cleared(o, restore=True)
+    assert keep is not None and same(keep.container, rendered(MENU, "ngram"))
+    assert restore is not None and same(restore.container, rendered(MENU, "disabled"))
+
+
+PODS = st.builds(
+    pod,
+    st.sampled_from(["a", "b", "c", "d"]),
+    st.sampled_from(["old", "new"]),
+    st.sampled_from([OFF, NGRAM, None]),
+    st.sampled_from([None, traffic(), traffic(acceptance=0.75), traffic(acceptance=0.75, step=0.3)]),
+    ready=st.booleans(),
+    restarts=st.integers(0, 3),
+    waiting=st.sampled_from([None, "CrashLoopBackOff"]),
+    terminating=st.booleans(),
+    unschedulable_since=st.sampled_from([None, NOW - 5, NOW - 500]),
+)
+
+
+@given(
+    phase=st.sampled_from(list(RolloutPhase)),
+    profile=st.sampled_from(["ngram", "disabled"]),
+    pods=st.lists(PODS, max_size=5),
+    age=st.sampled_from([0.0, 30.0, 75.0, 200.0, 700.0]),
+    settled=st.booleans(),
+    outcome=st.sampled_from([None, *Outcome]),
+)
+def test_whatever_is_seen_an_unproven_change_is_never_let_loose(
+    phase: RolloutPhase, profile: str, pods: list[Pod], age: float, settled: bool, outcome: Outcome | None
+) -> None:
+    """The target runs unpaused only while the canary does not exist yet, or after a verdict of Successful."""
+    o = during(phase, *pods, age=age, profile=profile, settled=settled, rollout={"outcome": outcome})
+    step = advance(o, HOLD)
+    if step.rollout is None or step.desired is None:
+        return
+    after = step.rollout.phase
+    target = same(step.desired.container, rendered(MENU, "ngram"))
+    if after is RolloutPhase.STARTING:
+        assert step.desired.min_ready_seconds == 599
+    if after is RolloutPhase.ANALYSING and any(p.revision == "new" and not p.terminating for p in pods):
+        assert step.desired.paused or any(p.unschedulable_since for p in pods)
+    if after is RolloutPhase.PROMOTING and phase is RolloutPhase.ANALYSING:
+        assert step.rollout.gain is not None and step.rollout.gain.value >= 0.05
+    if after is RolloutPhase.ROLLING_BACK:
+        assert not target
+        assert not step.desired.paused
+        assert step.rollout.outcome is not Outcome.SUCCESSFUL or phase is RolloutPhase.ROLLING_BACK
