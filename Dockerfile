@@ -22,7 +22,8 @@ LABEL org.opencontainers.image.title="specdecode-operator" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/specdecode /opt/specdecode
-ENV PATH=/opt/specdecode/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# HOME and LOGNAME: libraries ask for them, and the user has no entry in /etc/passwd.
+ENV PATH=/opt/specdecode/bin:$PATH HOME=/tmp LOGNAME=specdecode PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532
 # Health and metrics.
 EXPOSE 8080 9090

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,11 +27,15 @@ Render = Callable[..., Objects]
 def render(helm) -> Render:
     """The rendered objects by kind, namespace and name."""
 
-    def run(values: dict[str, Any] | None = None) -> Objects:
-        result = helm("template", "sd", str(CHART), "--namespace", "specdecode", values=values)
+    @functools.cache
+    def manifests(values: str) -> str:
+        result = helm("template", "sd", str(CHART), "--namespace", "specdecode", values=json.loads(values))
         assert result.returncode == 0, result.stderr
-        documents = [document for document in yaml.safe_load_all(result.stdout) if document]
-        return {(d["kind"], d["metadata"].get("namespace", ""), d["metadata"]["name"]): d for d in documents}
+        return result.stdout
+
+    def run(values: dict[str, Any] | None = None) -> Objects:
+        documents = yaml.load_all(manifests(json.dumps(values or {})), yaml.CSafeLoader)
+        return {(d["kind"], d["metadata"].get("namespace", ""), d["metadata"]["name"]): d for d in documents if d}
 
     return run
 
@@ -128,7 +133,7 @@ def test_the_operator_is_started_with_what_the_values_say(render):
         "--metrics-port=9191",
         "--log-format=plain",
     ]
-    assert full["env"] == FULL["extraEnv"]
+    assert [variable["name"] for variable in full["env"]] == ["POD_ID", "POD_IP", "HTTPS_PROXY"]
     assert [port["containerPort"] for port in full["ports"]] == [8181, 9191]
 
 
@@ -182,9 +187,10 @@ def test_all_namespaces_are_watched_through_a_cluster_role(render):
 
 def test_some_namespaces_are_watched_through_a_role_in_each(render):
     objects = render({"watchNamespaces": ["serving", "staging"]})
-    cluster_wide = render()["ClusterRole", "", NAME]["rules"]
+    *namespaced, definitions = render()["ClusterRole", "", NAME]["rules"]
+    assert definitions["resources"] == ["customresourcedefinitions"]
     for namespace in ("serving", "staging"):
-        assert objects["Role", namespace, NAME]["rules"] == cluster_wide
+        assert objects["Role", namespace, NAME]["rules"] == namespaced
         assert objects["RoleBinding", namespace, NAME]["subjects"][0]["namespace"] == "specdecode"
     assert ("ClusterRole", "", NAME) not in objects
     assert ("ClusterRoleBinding", "", NAME) not in objects
@@ -233,9 +239,11 @@ def test_nothing_optional_is_rendered_by_default(render):
 
 
 def test_long_names_are_cut_to_what_kubernetes_takes(render):
-    names = [name for _, _, name in render({"fullnameOverride": "x" * 63})]
-    assert max(len(name) for name in names if not name.startswith("specdecode")) <= 253
-    assert any(name == "x" * 63 for name in names)
+    objects = render({"fullnameOverride": "x" * 63})
+    labels = [value for body in objects.values() for value in body["metadata"].get("labels", {}).values()]
+    services = [name for kind, _, name in objects if kind == "Service"]
+    assert services == ["x" * 55 + "-metrics"]
+    assert max(map(len, labels)) <= 63
 
 
 BAD = {
@@ -282,6 +290,13 @@ def test_the_notes_say_what_to_do_next(helm):
 def test_the_chart_has_the_version_of_the_operator():
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == specdecode.__version__
+
+
+def test_the_chart_runs_the_image_as_the_image_does(render):
+    dockerfile = (REPOSITORY / "Dockerfile").read_text()
+    context = deployment(render())["template"]["spec"]["securityContext"]
+    assert f"USER {context['runAsUser']}:{context['runAsGroup']}\n" in dockerfile
+    assert f"ARG VERSION={specdecode.__version__}\n" in dockerfile
 
 
 def leaves(values: dict[str, Any], path: str = "") -> Iterator[str]:

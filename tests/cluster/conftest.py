@@ -1,4 +1,8 @@
-"""One lab for all cluster tests of a run; each test gets a namespace of its own."""
+"""One lab for all cluster tests of a run; each test gets a namespace of its own.
+
+The node lives in the session's event loop: a test that waits for pods has to await, in that loop
+(`pytest.mark.asyncio(loop_scope="session")`), or the pods stand still.
+"""
 
 from __future__ import annotations
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import copy
 import sys
-from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import yaml
 
-from specdecode.api.crd import CRD_NAME, custom_resource_definition
+from specdecode.api.crd import custom_resource_definition
 from specdecode.api.v1alpha1 import (
     Condition,
     Configuration,
@@ -22,17 +23,18 @@ from specdecode.api.v1alpha1 import (
     SpecDecodePolicyStatus,
     Summary,
 )
-from specdecode.cluster.kube import POLICIES, ApiError, Json, Kube, Resource
+from specdecode.cluster.kube import POLICIES, ApiError, Json, Kube
+from specdecode.lab.lab import Lab
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session")]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CRDS = Resource("apiextensions.k8s.io/v1", "customresourcedefinitions")
 
+NAME = "at-apply"
 POLICY: Json = {
     "apiVersion": "specdecode.dev/v1alpha1",
     "kind": "SpecDecodePolicy",
-    "metadata": {"name": "at-apply"},
+    "metadata": {"name": NAME},
     "spec": {
         "targetRef": {"name": "vllm-chat"},
         "profiles": [
@@ -65,34 +67,20 @@ def changed(policy: Json, changes: dict[str, Any]) -> Json:
     return result
 
 
-async def install_the_definition(kubeconfig: str) -> None:
-    async with await Kube.connect(kubeconfig) as kube, asyncio.timeout(20):
-        await kube.apply(CRDS, custom_resource_definition())
-        while not await is_served(kube):  # noqa: ASYNC110 - a server is asked, there is no event to wait for
-            await asyncio.sleep(0.1)
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def kube(lab: Lab) -> Kube:
+    """A connection to an API server that knows policies."""
+    await lab.apply([custom_resource_definition()])
 
+    async def served() -> bool:
+        try:
+            await lab.kube.request("POST", POLICIES.path("default"), {"dryRun": "All"}, POLICY)
+        except ApiError as e:
+            return e.status != 404
+        return True
 
-async def is_served(kube: Kube) -> bool:
-    crd = await kube.get(CRDS, CRD_NAME)
-    conditions = {condition["type"]: condition["status"] for condition in crd.get("status", {}).get("conditions", ())}
-    try:
-        await kube.list(POLICIES)
-    except ApiError:
-        return False
-    return conditions.get("Established") == "True"
-
-
-@pytest.fixture(scope="module")
-def served(lab: Any) -> str:
-    """The kubeconfig of an API server that knows policies."""
-    asyncio.run(install_the_definition(str(lab.kubeconfig)))
-    return str(lab.kubeconfig)
-
-
-@pytest.fixture
-async def kube(served: str) -> AsyncIterator[Kube]:
-    async with await Kube.connect(served) as kube:
-        yield kube
+    await lab.wait("policies to be served", served)
+    return lab.kube
 
 
 async def try_to_create(kube: Kube, policy: Json) -> Json:
@@ -230,6 +218,10 @@ BAD = {
         {"spec.rollout.cooldown": 30},
         "spec.rollout.cooldown in body must be of type string",
     ),
+    "a duration beyond all measure": (
+        {"spec.metrics.window": "9999999h"},
+        "this is no duration: write for example 90s",
+    ),
     "a percentage without a sign": ({"spec.objective.minimumGain": "5"}, "this is no percentage: write for example 5%"),
     "a negative percentage": ({"spec.objective.minimumGain": "-5%"}, "this is no percentage: write for example 5%"),
     "an SLO of zero": (
@@ -306,6 +298,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "spec.rollout": {"analysis": {"duration": "2s", "warmup": "0s"}, "progressDeadline": "4s"},
         "spec.metrics": {"interval": "1s", "window": "2s"},
     },
+    "the longest times": {"spec.metrics.window": "999999h999999h99999h", "spec.rollout.progressDeadline": "999999h"},
     "any gain": {"spec.objective.minimumGain": "0%"},
     "no floors": {"spec.guards.acceptance": {"disableBelow": 0, "reviewBelow": 0, "p10Below": 0}},
     "a version with a suffix": {"spec.vllmVersion": "v0.24.0rc1+cu128"},
@@ -352,47 +345,48 @@ async def test_a_minimal_policy_comes_back_with_all_defaults(kube):
     }
 
 
-@pytest.fixture
-async def stored(kube: Kube) -> AsyncIterator[Kube]:
+@dataclass(frozen=True)
+class Stored:
     """A policy that exists, so that it can be changed."""
-    await kube.delete(POLICIES, POLICY["metadata"]["name"], "default")
-    await kube.create(POLICIES, POLICY, "default")
-    yield kube
-    await kube.delete(POLICIES, POLICY["metadata"]["name"], "default")
+
+    kube: Kube
+    namespace: str
+
+    async def change(self, spec: Json) -> Json:
+        return await self.kube.patch(POLICIES, NAME, self.namespace, {"spec": spec})
+
+    async def report(self, status: SpecDecodePolicyStatus) -> Json:
+        body = {"status": status.model_dump(mode="json", by_alias=True, exclude_none=True)}
+        return await self.kube.patch(POLICIES, NAME, self.namespace, body, subresource="status")
 
 
-async def change(kube: Kube, spec: Json) -> Json:
-    return await kube.patch(POLICIES, POLICY["metadata"]["name"], "default", {"spec": spec})
-
-
-async def report(kube: Kube, status: SpecDecodePolicyStatus) -> Json:
-    body = {"status": status.model_dump(mode="json", by_alias=True, exclude_none=True)}
-    return await kube.patch(POLICIES, POLICY["metadata"]["name"], "default", body, subresource="status")
+@pytest_asyncio.fixture(loop_scope="session")
+async def stored(kube: Kube, namespace: str) -> Stored:
+    await kube.create(POLICIES, POLICY, namespace)
+    return Stored(kube, namespace)
 
 
 async def test_a_policy_keeps_its_workload(stored):
     with pytest.raises(ApiError, match="a policy keeps its workload: delete this policy and make another one"):
-        await change(stored, {"targetRef": {"name": "vllm-other"}})
+        await stored.change({"targetRef": {"name": "vllm-other"}})
 
 
 async def test_a_container_can_be_named_later_but_not_changed(stored):
-    await change(stored, {"targetRef": {"container": "vllm"}})
+    await stored.change({"targetRef": {"container": "vllm"}})
     for container in ("other", None):
         with pytest.raises(ApiError, match="a policy keeps its container: delete this policy and make another one"):
-            await change(stored, {"targetRef": {"container": container}})
+            await stored.change({"targetRef": {"container": container}})
 
 
 async def test_a_container_that_is_named_later_is_the_one_that_was_changed(stored):
-    await report(
-        stored, SpecDecodePolicyStatus(original=Original(container="vllm", args=["--model=x"], adopted_at=NOW))
-    )
+    await stored.report(SpecDecodePolicyStatus(original=Original(container="vllm", args=["--model=x"], adopted_at=NOW)))
     with pytest.raises(ApiError, match=r"the operator has changed another container: name that one"):
-        await change(stored, {"targetRef": {"container": "sidecar"}})
-    await change(stored, {"targetRef": {"container": "vllm"}})
+        await stored.change({"targetRef": {"container": "sidecar"}})
+    await stored.change({"targetRef": {"container": "vllm"}})
 
 
 async def test_the_rest_of_a_policy_can_be_changed(stored):
-    policy = await change(stored, {"mode": "Auto", "suspend": True})
+    policy = await stored.change({"mode": "Auto", "suspend": True})
     assert policy["metadata"]["generation"] == 2
 
 
@@ -410,14 +404,13 @@ async def test_a_status_is_stored_as_it_is_written_and_is_no_new_generation(stor
             env=[{"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}],
         ),
     )
-    policy = await report(stored, status)
+    policy = await stored.report(status)
     assert SpecDecodePolicyStatus.model_validate(policy["status"]) == status
     assert policy["metadata"]["generation"] == 1
 
 
-async def test_kubectl_get_shows_what_matters(stored, served):
-    await report(
-        stored,
+async def test_kubectl_get_shows_what_matters(lab, stored):
+    await stored.report(
         SpecDecodePolicyStatus(
             conditions=[Condition(type="Ready", status="True", reason="Managing", last_transition_time=NOW)],
             active_profile="disabled",
@@ -426,7 +419,7 @@ async def test_kubectl_get_shows_what_matters(stored, served):
         ),
     )
     kubectl = Path(sys.executable).with_name("kubectl")
-    arguments = ("--kubeconfig", served, "--namespace", "default", "get", "sdp", POLICY["metadata"]["name"])
+    arguments = ("--kubeconfig", lab.kubeconfig, "--namespace", stored.namespace, "get", "sdp", NAME)
     process = await asyncio.create_subprocess_exec(kubectl, *arguments, stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
     heading, row = output.decode().splitlines()

@@ -7,6 +7,11 @@
 {{- end -}}
 {{- end -}}
 
+{{/* A Service's name is shorter than others: 63 characters with its suffix. */}}
+{{- define "specdecode.metricsName" -}}
+{{- printf "%s-metrics" (include "specdecode.fullname" . | trunc 55 | trimSuffix "-") -}}
+{{- end -}}
+
 {{- define "specdecode.selectorLabels" -}}
 app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -33,7 +38,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 {{- end -}}
 
-{{/* All that the operator does with the API, and nothing else. */}}
+{{/* All that the operator does with the API in a namespace, and nothing else. */}}
 {{- define "specdecode.rules" -}}
 # Policies: watched; the finalizer is set by a patch, the status is the operator's own.
 - apiGroups: [specdecode.dev]

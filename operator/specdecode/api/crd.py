@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from specdecode.api.cel import RULES
@@ -78,18 +78,15 @@ class _StructuralSchema(GenerateJsonSchema):
         return result
 
 
-def structural_schema(model: type[BaseModel], mode: JsonSchemaMode = "serialization") -> Json:
-    """The structural schema of a type; `serialization` because defaults are shown as they are written in YAML."""
-    schema = model.model_json_schema(schema_generator=_StructuralSchema, mode=mode)
-    result = _structural(schema, schema.get("$defs", {}))
-    assert isinstance(result, dict)
-    return result
+def structural_schema(model: type[BaseModel]) -> Json:
+    """The structural schema of a type."""
+    # Serialization, because defaults are shown as they are written in YAML: 5m, not 300.
+    schema = model.model_json_schema(schema_generator=_StructuralSchema, mode="serialization")
+    return _structural(schema, schema.get("$defs", {}))
 
 
-def _structural(node: Any, definitions: Mapping[str, Json]) -> Any:
+def _structural(node: Json, definitions: Mapping[str, Json]) -> Json:
     """References replaced by what they refer to, and keywords by those of OpenAPI 3.0 that the API server takes."""
-    if not isinstance(node, dict):
-        return node
     if "$ref" in node:
         target = definitions[node["$ref"].removeprefix("#/$defs/")]
         return _structural(target | {key: value for key, value in node.items() if key != "$ref"}, definitions)
@@ -119,6 +116,15 @@ def _structural(node: Any, definitions: Mapping[str, Json]) -> Any:
     return _in_reading_order(result)
 
 
+def _without_defaults(schema: Json) -> Json:
+    result = {key: value for key, value in schema.items() if key != "default"}
+    if "properties" in schema:
+        result["properties"] = {name: _without_defaults(field) for name, field in schema["properties"].items()}
+    if "items" in schema:
+        result["items"] = _without_defaults(schema["items"])
+    return result
+
+
 _READING_ORDER = ("description", "type", "format", "enum", "default", "required", "properties", "items")
 
 
@@ -132,8 +138,9 @@ def _in_reading_order(schema: Json) -> Json:
 def custom_resource_definition() -> Json:
     """The CustomResourceDefinition as an object."""
     schema = structural_schema(SpecDecodePolicy)
-    schema["properties"] = _OBJECT_META | schema["properties"]
-    del schema["properties"]["status"]["default"]  # the operator's to write, not the API server's
+    # The status is the operator's to write, so the API server adds nothing to it.
+    status = _without_defaults(schema["properties"].pop("status"))
+    schema["properties"] = _OBJECT_META | schema["properties"] | {"status": status}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",

@@ -10,8 +10,9 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from specdecode.api.cel import rule, rules
 
-DURATION_PATTERN = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"
-PERCENT_PATTERN = r"^[0-9]+(\.[0-9]+)?%$"
+# Six digits and 20 characters keep every duration below 240 years: the API server's rules compute with 292 at most.
+DURATION_PATTERN = r"^([0-9]{1,6}(\.[0-9]{1,6})?(ms|s|m|h))+$"
+PERCENT_PATTERN = r"^[0-9]{1,4}(\.[0-9]{1,6})?%$"
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
@@ -74,7 +75,7 @@ Duration = Annotated[
     float,
     BeforeValidator(parse_duration),
     PlainSerializer(format_duration, return_type=str),
-    WithJsonSchema(_text(DURATION_PATTERN, 32, _IS_DURATION)),
+    WithJsonSchema(_text(DURATION_PATTERN, 20, _IS_DURATION)),
 ]
 """Seconds in Python, `1m30s` in YAML."""
 
@@ -82,7 +83,7 @@ PositiveDuration = Annotated[
     float,
     BeforeValidator(parse_duration),
     PlainSerializer(format_duration, return_type=str),
-    WithJsonSchema(_text(DURATION_PATTERN, 32, _IS_DURATION, _NOT_ZERO)),
+    WithJsonSchema(_text(DURATION_PATTERN, 20, _IS_DURATION, _NOT_ZERO)),
 ]
 """A duration of which zero makes no sense."""
 

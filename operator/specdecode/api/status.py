@@ -91,6 +91,7 @@ class StepTime(ApiModel):
 
     batch_size: float = Field(description="Requests in the step.")
     tokens: float = Field(description="Tokens that the target model worked on: requests and their drafts.")
+    prompt_tokens: float = Field(0.0, description="Prompt tokens computed in the step, on average.")
     seconds: float = Field(description="Time of the step.")
 
 

@@ -189,8 +189,11 @@ class Kube:
         if resource_version:
             query["resourceVersion"] = resource_version
         response = await self._send("GET", resource.path(namespace), query, timeout=seconds + 30.0)
-        if response.status >= 400:
-            raise ApiError(response.status, "Watch", (await response.read()).decode(errors="replace"))
-        async for line in response.response.content:
-            if line.strip():
-                yield json.loads(line)
+        try:
+            if response.status >= 400:
+                raise ApiError(response.status, "Watch", (await response.read()).decode(errors="replace"))
+            async for line in response.response.content:
+                if line.strip():
+                    yield json.loads(line)
+        finally:
+            response.response.close()

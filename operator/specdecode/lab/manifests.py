@@ -63,7 +63,7 @@ async def _established(kube: Kube, name: str) -> None:
 
 
 def _has_condition(object_: Json, kind: str) -> bool:
-    conditions = object_.get("status", {}).get("conditions", [])
+    conditions = object_.get("status", {}).get("conditions") or []
     return any(c["type"] == kind and c["status"] == "True" for c in conditions)
 
 

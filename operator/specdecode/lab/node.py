@@ -96,6 +96,9 @@ class Node:
                 except (ApiError, *UNREACHABLE) as e:
                     log.warning("node %s: %s", self.spec.name, e)
                     await asyncio.sleep(_RETRY)
+                except Exception:
+                    log.exception("node %s", self.spec.name)  # a node that has stopped would leave pods running
+                    await asyncio.sleep(_RETRY)
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -110,7 +113,7 @@ class Node:
         answer = await self._machine.kube.request("GET", PODS.path(), {"fieldSelector": self._fields})
         pods = {pod["metadata"]["uid"]: pod for pod in answer["items"]}
         for uid in self._workers.keys() - pods.keys():
-            self._workers[uid].vanish()
+            self._forget(uid)
         for pod in pods.values():
             self._see(pod)
         return str(answer["metadata"]["resourceVersion"])
@@ -121,8 +124,7 @@ class Node:
                 case "ADDED" | "MODIFIED":
                     self._see(event["object"])
                 case "DELETED":
-                    if worker := self._workers.get(event["object"]["metadata"]["uid"]):
-                        worker.vanish()
+                    self._forget(event["object"]["metadata"]["uid"])
                 case "ERROR":
                     return  # e.g. 410 Gone: list again
 
@@ -137,13 +139,17 @@ class Node:
             (folder / container["name"]).mkdir(parents=True, exist_ok=True)
         placement = Placement(self._subnet.take(), self._subnet.host, datetime.now(UTC))
         worker = self._workers[uid] = PodWorker(pod, self._machine, placement, folder)
-        task = asyncio.create_task(self._run(uid, worker), name=f"pod {metadata['namespace']}/{metadata['name']}")
+        task = asyncio.create_task(self._run(worker), name=f"pod {metadata['namespace']}/{metadata['name']}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, uid: str, worker: PodWorker) -> None:
+    async def _run(self, worker: PodWorker) -> None:
         try:
             await worker.run()
         finally:
-            del self._workers[uid]
             self._subnet.give_back(worker.placement.pod_ip)
+
+    def _forget(self, uid: str) -> None:
+        # Not before the object is gone: until then, events about a pod that has left may still come.
+        if worker := self._workers.pop(uid, None):
+            worker.vanish()

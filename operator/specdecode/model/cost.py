@@ -4,8 +4,9 @@ A decoding step reads every weight once, whatever it works on, and computes each
 `T(n) = m (1 + (n/n*)^2)^(1/2)` seconds for n tokens, flat while memory is the limit and linear once compute is
 (a smooth roofline; on a measured H200 surface with a 32B model, m = 18 ms and n* = 159 fit every batch size and K
 within a few percent). Speculation works on B(1 + drafted) tokens per step and adds its drafter's time, a factor per
-option. m, n* and the factors are learnt from this workload's own steps: for each n* on a grid a Bayesian linear
-regression of log T, the grid points weighted by how well they explain what was seen.
+option. Prompts share the steps: each of their tokens adds its computation, m/n* seconds, and that is what slows
+decoding when many come. m, n* and the factors are learnt from this workload's own steps: for each n* on a grid a
+Bayesian linear regression of log T, the grid points weighted by how well they explain what was seen.
 
 Options are compared at equal *offered load*, not at equal batch size: slower steps pile up requests. A pod asked for
 λ tokens/s settles where `B = λ T(B) / E`; where no B up to `max_num_seqs` does, it is saturated.
@@ -43,6 +44,8 @@ class OfferedLoad:
 
     tokens_per_second: float
     """Output tokens per second, those that wait included."""
+    prompt_tokens_per_second: float = 0.0
+    """Prompt tokens per second that have to be computed."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,14 @@ _TOKENS_SD = 0.05
 """Standard deviation of log E just after it was measured."""
 
 
-def _roofline(tokens: Array | float, knee: Array | float) -> Array:
-    return np.asarray(0.5 * np.log1p((np.asarray(tokens) / knee) ** 2), dtype=np.float64)
+_BUSIEST = 0.95
+"""Largest share of the time that prompts may take before the model stops believing it."""
+
+
+def _roofline(tokens: Array, knee: Array | float, prompt: Array | float = 0.0) -> Array:
+    """log T/m of steps that decode `tokens` and compute `prompt` tokens on average. Prompts come in lumps far beyond
+    n*, so theirs is added time, never hidden behind the memory."""
+    return np.asarray(np.log(np.sqrt(1 + (tokens / knee) ** 2) + prompt / knee), dtype=np.float64)
 
 
 class RooflineModel:
@@ -129,13 +138,13 @@ class RooflineModel:
             # Without drafts there is no drafter: such steps are the roofline itself.
             design[i, self._columns[name]] = float(t.drafted)
         log_seconds = np.array([math.log(t.seconds) for _, t in rows])
-        tokens = np.array([t.tokens for _, t in rows])
+        tokens, prompt = np.array([t.tokens for _, t in rows]), np.array([t.prompt_tokens for _, t in rows])
         self._seen = np.log(np.maximum(tokens, 1.0))
         prior_mean = np.array([math.log(0.02), *(math.log(self._factor(name)[0]) for name in self._columns)])
         prior_sd = np.array([2.0, *(self._factor(name)[1] for name in self._columns)])
         means, covariances, evidence = [], [], []
         for knee in _GRID:
-            y = log_seconds - _roofline(tokens, knee)
+            y = log_seconds - _roofline(tokens, knee, prompt)
             precision = np.diag(prior_sd**-2.0) + design.T @ design / _NOISE**2
             covariance = np.linalg.inv(precision)
             mean = covariance @ (prior_mean / prior_sd**2 + design.T @ y / _NOISE**2)
@@ -155,8 +164,10 @@ class RooflineModel:
         prior = _PRIORS[Method.NGRAM] if known.drafted_per_step else _OTHER
         return prior.factor, 0.5 if known.step_times else prior.factor_sd
 
-    def _log_step(self, option: Option, tokens: Array, drafting: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation of log T at each number of tokens."""
+    def _log_step(
+        self, option: Option, tokens: Array, drafting: Array, prompt_rate: float = 0.0
+    ) -> tuple[Array, Array]:
+        """Mean and standard deviation of log T at each number of tokens, with prompts at tokens/s."""
         size = 1 + len(self._columns)
         column = self._columns.get(option.profile)
         measured = column is not None and any(t.drafted for t in self._known[option.profile].step_times)
@@ -173,6 +184,9 @@ class RooflineModel:
             extra_mean += (1 - drafting) * math.log(_SHADOW_FACTOR)
             extra_variance += (1 - drafting) * 0.08**2
         mu = self._means @ x.T + _roofline(tokens[None, :], _GRID[:, None])
+        # A step that takes T computes rate x T prompt tokens: T = T_decode + (m / n*) rate T.
+        prefilling = prompt_rate * np.exp(self._means[:, 0]) / _GRID
+        mu -= np.log1p(-np.minimum(prefilling, _BUSIEST))[:, None]
         variance = np.einsum("ij,gjk,ik->gi", x, self._covariances, x)
         mean = self._weights @ mu
         total = self._weights @ (variance + (mu - mean) ** 2)
@@ -205,7 +219,7 @@ class RooflineModel:
         tokens_per_step, drafted, drafting, sd_tokens = self._drafting(option, batch)
         # Below one request the pod is idle part of the time; its steps still hold one.
         tokens = np.maximum(batch, 1.0) * (1 + drafted)
-        log_step, sd_step = self._log_step(option, tokens, drafting)
+        log_step, sd_step = self._log_step(option, tokens, drafting, load.prompt_tokens_per_second)
         tpot = np.exp(log_step) / tokens_per_step
         sd = np.sqrt(sd_step**2 + (sd_tokens * (tokens_per_step > 1)) ** 2)
 

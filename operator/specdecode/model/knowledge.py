@@ -31,6 +31,8 @@ class StepTime:
     tokens: float
     """Tokens that the target model worked on in the step: requests and their drafts, B(1 + drafted per request)."""
     seconds: float
+    prompt_tokens: float = 0.0
+    """Prompt tokens computed per step, on average."""
 
     @property
     def drafted(self) -> bool:
@@ -92,7 +94,9 @@ def learn(
         b, seconds = part.requests_per_step, part.step_seconds
         if b and seconds and part.request_steps and part.request_steps >= ENOUGH_REQUEST_STEPS:
             drafted = (part.draft_tokens or 0.0) / part.request_steps
-            known = replace(known, step_times=_binned(known.step_times, StepTime(b, b * (1 + drafted), seconds)))
+            prompt = (part.prompt_tokens_per_second or 0.0) * part.seconds / part.steps if part.steps else 0.0
+            step = StepTime(b, b * (1 + drafted), seconds, prompt)
+            known = replace(known, step_times=_binned(known.step_times, step))
     return known
 
 
@@ -104,7 +108,7 @@ def _binned(times: tuple[StepTime, ...], new: StepTime) -> tuple[StepTime, ...]:
 
     old = next((t for t in times if bin_of(t) == bin_of(new)), None)
     if old is not None:
-        new = StepTime(*(_mixed(getattr(old, f), getattr(new, f)) for f in ("batch_size", "tokens", "seconds")))
+        new = StepTime(*(_mixed(getattr(old, f), getattr(new, f)) for f in ("batch_size", "tokens", "seconds", "prompt_tokens")))
     kept = [t for t in times if t is not old]
     return tuple(sorted([*kept[-(MAX_STEP_TIMES - 1) :], new], key=lambda t: t.tokens))
 

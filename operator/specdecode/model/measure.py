@@ -169,17 +169,15 @@ def change_between(before: Page, after: Page, seconds: float) -> Change | Unmeas
     new = {(e.model_name, e.engine): e for e in after.engines}
     if old.keys() != new.keys():
         return Unmeasured(Reason.ENGINES_CHANGED, f"engines were {sorted(old)}, are {sorted(new)}")
-    if lost := before.http_requests.keys() - after.http_requests.keys():
-        return Unmeasured(Reason.SERIES_VANISHED, f"http_requests_total vanished for {sorted(lost)}")
+    answers = _answers(before, after)
+    if isinstance(answers, Unmeasured):
+        return answers
     changes = []
     for key, sample in new.items():
         change = _engine_change(old[key], sample)
         if isinstance(change, Unmeasured):
             return change
         changes.append(change)
-    answers = {key: count - before.http_requests.get(key, 0.0) for key, count in after.http_requests.items()}
-    if any(count < 0 for count in answers.values()):
-        return Unmeasured(Reason.COUNTER_RESET, "http_requests_total fell")
     return Change(
         seconds=seconds,
         figures=_added(changes),
@@ -248,6 +246,20 @@ def _tokens_per_step(f: Figures) -> float | None:
     return _ratio(f.generation_tokens - f.ttft.count, _count(f.inter_token))
 
 
+def _answers(before: Page, after: Page) -> dict[tuple[str, str], float] | Unmeasured:
+    """New answers by path and status. A pair's first answer makes its series, so one that was not there was at zero;
+    but a page with finished requests and no answers at all was cut before them, and its zeros are not known."""
+    old, new = before.http_requests, after.http_requests
+    if lost := old.keys() - new.keys():
+        return Unmeasured(Reason.SERIES_VANISHED, f"http_requests_total vanished for {sorted(lost)}")
+    if not old and any(n > 0 for engine in before.engines for n in engine.requests.values()):
+        return {}
+    answers = {key: count - old.get(key, 0.0) for key, count in new.items()}
+    if any(count < 0 for count in answers.values()):
+        return Unmeasured(Reason.COUNTER_RESET, "http_requests_total fell")
+    return answers
+
+
 def _engine_change(before: EngineSample, after: EngineSample) -> Figures | Unmeasured:
     """Increase of the counters and histograms, gauges of `after`. What `before` did not have yet cannot be measured."""
     figures: dict[str, Any] = {}
@@ -267,7 +279,7 @@ def _engine_change(before: EngineSample, after: EngineSample) -> Figures | Unmea
                 return _fell(name, after)
     if lost := before.requests.keys() - after.requests.keys():
         return _vanished(f"requests finished by {sorted(lost)}", after)
-    figures["requests"] = requests = {r: n - before.requests.get(r, 0.0) for r, n in after.requests.items()}
+    figures["requests"] = requests = {reason: after.requests[reason] - n for reason, n in before.requests.items()}
     old, new = before.accepted_per_position, after.accepted_per_position
     if len(new) < len(old):
         return _vanished("accepted_per_position", after)

@@ -131,21 +131,30 @@ class Spread:
     draft_tokens: float
 
 
+ENOUGH_DRAFTED = 200
+"""Drafted tokens that a rate in the spread is taken from: with fewer, chance alone spreads them (sd 0.03 at 0.75)."""
+
+
 def acceptance_spread(windows: Iterable[Window]) -> Spread | None:
-    """The spread over all parts of all windows; None where nothing was drafted."""
-    rates = sorted(
-        (accepted / drafted, drafted)
-        for window in windows
-        for reading in window.readings[1:]
-        if isinstance(reading.change, Change)
-        and (drafted := reading.change.figures.draft_tokens)
-        and (accepted := reading.change.figures.accepted_tokens) is not None
-    )
+    """The spread over all windows, in parts of at least `ENOUGH_DRAFTED` tokens; None where less was drafted."""
+    rates = sorted(part for window in windows for part in _drafting_parts(window))
     if not rates:
         return None
     drafted = sum(weight for _, weight in rates)
-    p10, p50, p90 = (_weighted_quantile(rates, q * drafted) for q in (0.1, 0.5, 0.9))
-    return Spread(p10, p50, p90, drafted)
+    return Spread(*(_weighted_quantile(rates, q * drafted) for q in (0.1, 0.5, 0.9)), drafted)
+
+
+def _drafting_parts(window: Window) -> Iterable[tuple[float, float]]:
+    """Acceptance rate and drafted tokens of stretches long enough to tell."""
+    accepted = drafted = 0.0
+    for reading in window.readings[1:]:
+        figures = reading.change.figures if isinstance(reading.change, Change) else None
+        if figures is None or figures.draft_tokens is None or figures.accepted_tokens is None:
+            continue
+        accepted, drafted = accepted + figures.accepted_tokens, drafted + figures.draft_tokens
+        if drafted >= ENOUGH_DRAFTED:
+            yield accepted / drafted, drafted
+            accepted = drafted = 0.0
 
 
 def _weighted_quantile(ordered: list[tuple[float, float]], rank: float) -> float:

@@ -88,7 +88,7 @@ def _offered(measured: Measurement | None, windows: list[Window]) -> OfferedLoad
     if not served or not windows or measured is None:
         return None
     growth = math.fsum(max(0.0, _queue_growth(w)) for w in windows) * (measured.output_length or 0.0)
-    return OfferedLoad((served + growth) / len(windows))
+    return OfferedLoad((served + growth) / len(windows), (measured.prompt_tokens_per_second or 0.0) / len(windows))
 
 
 def _queue_growth(window: Window) -> float:

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from specdecode.sim.flags import LEGACY, NUMERIC_LEGACY, SWITCHES, VALUE_FLAGS
-from specdecode.sim.speculative_config import ConfigError, Version, accept
-from specdecode.vllm.speculation import Speculation
+from specdecode.sim.flags import SWITCHES, VALUE_FLAGS
+from specdecode.sim.speculative_config import ConfigError, accept
+from specdecode.vllm.capabilities import Capabilities, capabilities
+from specdecode.vllm.dialect import LEGACY
+from specdecode.vllm.speculation import Method, Speculation
+from specdecode.vllm.version import Version
 
-OLDEST: Version = (0, 8, 0)
+OLDEST = Version(0, 8, 0)
+"""The first release whose V1 engine and metrics the simulator follows."""
 
 
 class ArgumentsError(Exception):
@@ -53,19 +57,6 @@ class _Parser(argparse.ArgumentParser):
         raise ArgumentsError(f"usage: {self.prog} [model_tag] [options]\n{self.prog}: error: {message}", 2)
 
 
-def parse_version(text: str) -> Version:
-    """`0.24.0`, `v0.24.0`, `0.24.0.post1` -> (0, 24, 0). Raises ValueError for another form or a version before the V1
-    engine's."""
-    numbers = text.removeprefix("v").split("+")[0].split(".")[:3]
-    try:
-        major, minor, patch = (int("".join(c for c in n if c.isdigit())) for n in [*numbers, "0"][:3])
-    except ValueError:
-        raise ValueError(f"{text!r} is no vLLM version; write it as 0.24.0") from None
-    if (major, minor, patch) < OLDEST:
-        raise ValueError(f"vLLM {text} is not emulated: the oldest is {'.'.join(map(str, OLDEST))}")
-    return major, minor, patch
-
-
 def strip_launcher(argv: Sequence[str]) -> tuple[str, list[str]]:
     """(program name, its arguments) of a command line that may start as a container's command does.
 
@@ -91,8 +82,9 @@ def strip_launcher(argv: Sequence[str]) -> tuple[str, list[str]]:
 def parse_arguments(argv: Sequence[str], version: Version) -> ServeArguments:
     """Parse a server's command line as vLLM `version` would. Raises ArgumentsError with vLLM's message and exit
     status."""
+    can = capabilities(version)
     prog, words = strip_launcher(argv)
-    parser = _parser(prog, version)
+    parser = _parser(prog, can)
     words = _fold_dotted(_dashes(words))
     if config_file := _config_file(words):
         positional = words[:1] if words and not words[0].startswith("-") else []
@@ -100,27 +92,18 @@ def parse_arguments(argv: Sequence[str], version: Version) -> ServeArguments:
     args = parser.parse_args(words)
     model = args.model_tag or args.model or "Qwen/Qwen3-0.6B"
     names = tuple(args.served_model_name or [model])
-    config = _speculative_config(args, version)
-    try:
-        accepted = (
-            accept(
-                config,
-                version,
-                max_num_seqs=args.max_num_seqs,
-                target_tp=args.tensor_parallel_size,
-                data_parallel=args.data_parallel_size,
-            )
-            if config is not None
-            else None
-        )
-    except ConfigError as error:
-        raise ArgumentsError(str(error), 1) from error
-    method = (config or {}).get("method")
-    if args.async_scheduling and method == "ngram" and version < (0, 33, 0):
-        raise ArgumentsError(
-            "ValueError: Currently, async scheduling is not supported with ngram speculative decoding.", 1
-        )
-    if args.per_request_spec_decode_metrics not in (None, "none") and accepted is None:
+    config = _speculative_config(args, can)
+    accepted = None
+    if config is not None:
+        sizes = {"target_tp": args.tensor_parallel_size, "data_parallel": args.data_parallel_size}
+        try:
+            accepted = accept(config, can, max_num_seqs=args.max_num_seqs, **sizes)
+        except ConfigError as error:
+            raise ArgumentsError(str(error), 1) from error
+        if args.async_scheduling and accepted.speculation.method is Method.NGRAM and version < Version(0, 33):
+            message = "ValueError: Currently, async scheduling is not supported with ngram speculative decoding."
+            raise ArgumentsError(message, 1)
+    elif getattr(args, "per_request_spec_decode_metrics", None) not in (None, "none"):
         raise ArgumentsError("ValueError: --per-request-spec-decode-metrics requires a speculative config.", 1)
     return ServeArguments(
         model=model,
@@ -143,7 +126,7 @@ def parse_arguments(argv: Sequence[str], version: Version) -> ServeArguments:
     )
 
 
-def _parser(prog: str, version: Version) -> _Parser:
+def _parser(prog: str, can: Capabilities) -> _Parser:
     parser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
     add = parser.add_argument
     add("model_tag", nargs="?")
@@ -171,15 +154,20 @@ def _parser(prog: str, version: Version) -> _Parser:
         add(f"--{flag}", *short.get(flag, []))
     for flag in SWITCHES:
         add(f"--{flag}", action=argparse.BooleanOptionalAction)
-    if version >= (0, 8, 2):
-        add("--speculative-config", *(["-sc"] if version >= (0, 19, 0) else []))
-    if version >= (0, 22, 0):
+    if can.reads_speculative_config:
+        add("--speculative-config", *(["-sc"] if can.short_config_flag else []))
+    if can.short_flags:
         add("--spec-method")
         add("--spec-model")
         add("--spec-tokens", type=int)
-    if version < (0, 8, 3):
-        for flag in LEGACY:
-            add(f"--{flag}", *(["-spec-draft-tp"] if flag == "speculative-draft-tensor-parallel-size" else []))
+    if can.per_request_metrics:
+        add("--per-request-spec-decode-metrics")
+    if can.legacy_flags:
+        for legacy in LEGACY:
+            if legacy.kind is bool:
+                add(legacy.flag, action="store_true", default=None)
+            else:
+                add(legacy.flag, type=legacy.kind)
     return parser
 
 
@@ -261,29 +249,23 @@ def _read_config_file(path: str) -> list[str]:
     return words
 
 
-def _speculative_config(args: argparse.Namespace, version: Version) -> Mapping[str, Any] | None:
+def _speculative_config(args: argparse.Namespace, can: Capabilities) -> Mapping[str, Any] | None:
     """The configuration of all spellings together; None for none."""
-    if version < (0, 8, 3) and args.speculative_model:
-        found = {key: getattr(args, flag.replace("-", "_")) for flag, key in LEGACY.items()}
-        return {
-            key: int(value) if key in NUMERIC_LEGACY else value for key, value in found.items() if value is not None
-        }
+    if can.legacy_flags and args.speculative_model:
+        found = {legacy.key: getattr(args, legacy.flag[2:].replace("-", "_")) for legacy in LEGACY}
+        return {key: value for key, value in found.items() if value is not None}
     text = getattr(args, "speculative_config", None)
     config = _json_or_text(text) if text else None
     if config is not None and not isinstance(config, dict):
-        raise ArgumentsError(
-            f"{args}: error: argument --speculative-config: Value {text} cannot be converted to json.loads.", 2
-        )
+        message = f"argument --speculative-config: Value {text} cannot be converted to <function loads>."
+        raise ArgumentsError(f"vllm serve: error: {message}", 2)
     if config == {}:
         raise ArgumentsError("ValueError: the speculative config is empty", 1)
-    short = {"method": "spec_method", "model": "spec_model", "num_speculative_tokens": "spec_tokens"}
-    given = {key: getattr(args, name, None) for key, name in short.items()}
-    for key, value in given.items():
-        if value is not None:
-            if config and key in config:
-                raise ArgumentsError(
-                    f"ValueError: --{short[key].replace('_', '-')} and '{key}' of --speculative-config clash",
-                    1,
-                )
-            config = {**(config or {}), key: value}
+    for key, name in (("method", "method"), ("model", "model"), ("num_speculative_tokens", "tokens")):
+        value = getattr(args, f"spec_{name}", None)
+        if value is None:
+            continue
+        if config and key in config:
+            raise ArgumentsError(f"ValueError: --spec-{name} and '{key}' of --speculative-config exclude each other", 1)
+        config = {**(config or {}), key: value}
     return config

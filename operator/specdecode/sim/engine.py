@@ -117,6 +117,8 @@ class Outcome:
     prompt_tokens: int = 0
     """Prompt tokens of the requests that got their first token: vLLM counts a prompt when its prefill ends."""
     generated_tokens: int = 0
+    finished: int = 0
+    """Requests that got their last token."""
     drafts: int = 0
     draft_tokens: int = 0
     accepted_per_position: list[int] = field(default_factory=list)
@@ -180,12 +182,12 @@ class Engine:
         while index < len(self.running) and budget > 0:
             request = self.running[index]
             chunk, drafts = self._wants(request, budget)
-            while not self._reserve(request, chunk or 1 + drafts) and self.running[-1] is not request:
-                self._preempt(self.running.pop())
+            victim = None
+            while victim is not request and not self._reserve(request, chunk or 1 + drafts):
+                victim = self.running.pop()
+                self._preempt(victim)
                 preempted = True
-            if not self._reserve(request, chunk or 1 + drafts):
-                self._preempt(self.running.pop())
-                preempted = True
+            if victim is request:
                 break
             budget -= chunk or 1 + drafts
             (prefills if chunk else decodes).append((request, chunk or drafts))
@@ -218,7 +220,7 @@ class Engine:
                 if request.to_prefill == 0 and request.generated == 0:
                     outcome.prompt_tokens += request.prompt_tokens
                     self._emit(request, 1, outcome)
-        if any(o.request.finished for o in outcome.outputs):
+        if outcome.finished:
             self.running = [r for r in self.running if not r.finished]
         if self.config.speculation:
             self._k_next = self.config.speculation.k_at(step.batch)
@@ -264,6 +266,7 @@ class Engine:
         outcome.generated_tokens += tokens
         outcome.outputs.append(Output(request, tokens, since))
         if request.finished:
+            outcome.finished += 1
             self._release(request)
 
     def _seconds(self, prefills: list[tuple[Request, int]], decodes: list[tuple[Request, int]]) -> float:
@@ -288,7 +291,8 @@ class Engine:
 
     def _reserve(self, request: Request, tokens: int) -> bool:
         """Take the KV blocks for so many more tokens; False where the pool lacks them."""
-        missing = self._blocks_for(request.computed + tokens + self._lookahead) - request.blocks
+        most = request.prompt_tokens + request.max_tokens  # drafts beyond the last token need no block of their own
+        missing = self._blocks_for(min(request.computed + tokens, most) + self._lookahead) - request.blocks
         if missing > self.free_blocks:
             return False
         if missing > 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from specdecode.sim.exposition import Kind
-from specdecode.sim.speculative_config import FOREVER, Version
+from specdecode.vllm.version import Version
 
 TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 TTFT_LONG = (*TTFT, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0)
@@ -38,9 +38,9 @@ REQUEST = (
     7680.0,
 )
 ITERATION = tuple(float(2**n) for n in (0, *range(3, 15)))
-FIRST: Version = (0, 8, 0)
-RECORDED: Version = (0, 24, 0)
-RECORDED_LATER: Version = (0, 32, 0)
+FIRST = Version(0, 8, 0)
+RECORDED = Version(0, 24, 0)
+RECORDED_LATER = Version(0, 32, 0)
 
 
 @dataclass(frozen=True)
@@ -51,23 +51,29 @@ class Spec:
     kind: Kind
     help: str
     since: Version = FIRST
-    until: Version = FOREVER
+    until: Version | None = None
     """The first release without it."""
     bounds: tuple[float, ...] | str = ()
     """Buckets; `tokens` for 1-2-5 up to the model's length."""
     label: str = ""
     values: tuple[str, ...] = ()
+    by_engine: bool = True
+    """Whether it has an `engine` label; the API server's own families have none."""
+
+    def exists_in(self, version: Version) -> bool:
+        """Whether a version exposes the family."""
+        return version >= self.since and (self.until is None or version < self.until)
 
 
 SPECULATION = (
-    Spec("spec_decode_num_drafts_total", "counter", "Number of spec decoding drafts.", (0, 8, 5)),
-    Spec("spec_decode_num_draft_tokens_total", "counter", "Number of draft tokens.", (0, 8, 3)),
-    Spec("spec_decode_num_accepted_tokens_total", "counter", "Number of accepted tokens.", (0, 8, 3)),
+    Spec("spec_decode_num_drafts_total", "counter", "Number of spec decoding drafts.", Version(0, 8, 5)),
+    Spec("spec_decode_num_draft_tokens_total", "counter", "Number of draft tokens.", Version(0, 8, 3)),
+    Spec("spec_decode_num_accepted_tokens_total", "counter", "Number of accepted tokens.", Version(0, 8, 3)),
     Spec(
         "spec_decode_num_accepted_tokens_per_pos_total",
         "counter",
         "Accepted tokens per draft position.",
-        (0, 8, 5),
+        Version(0, 8, 5),
         label="position",
     ),
 )
@@ -101,22 +107,27 @@ FAMILIES = (
     Spec("num_requests_running", "gauge", "Number of requests in model execution batches."),
     Spec("num_requests_waiting", "gauge", "Number of requests waiting to be processed."),
     Spec(
-        "num_requests_waiting_by_reason", "gauge", _WAITING, (0, 20, 0), label="reason", values=("capacity", "deferred")
+        "num_requests_waiting_by_reason",
+        "gauge",
+        _WAITING,
+        Version(0, 20, 0),
+        label="reason",
+        values=("capacity", "deferred"),
     ),
     Spec(
         "engine_sleep_state",
         "gauge",
         _SLEEP,
-        (0, 11, 1),
+        Version(0, 11, 1),
         label="sleep_state",
         values=("awake", "weights_offloaded", "discard_all"),
     ),
-    Spec("kv_cache_usage_perc", "gauge", "KV-cache usage. 1 means 100 percent usage.", (0, 9, 2)),
-    Spec("gpu_cache_usage_perc", "gauge", "GPU KV-cache usage. 1 means 100 percent usage.", until=(0, 11, 0)),
-    Spec("prefix_cache_queries_total", "counter", f"Prefix cache queries{_QUERIES}", (0, 9, 2)),
-    Spec("prefix_cache_hits_total", "counter", f"Prefix cache hits{_HITS}", (0, 9, 2)),
-    Spec("gpu_prefix_cache_queries_total", "counter", f"GPU prefix cache queries{_QUERIES}", until=(0, 11, 0)),
-    Spec("gpu_prefix_cache_hits_total", "counter", f"GPU prefix cache hits{_HITS}", until=(0, 11, 0)),
+    Spec("kv_cache_usage_perc", "gauge", "KV-cache usage. 1 means 100 percent usage.", Version(0, 9, 2)),
+    Spec("gpu_cache_usage_perc", "gauge", "GPU KV-cache usage. 1 means 100 percent usage.", until=Version(0, 11, 0)),
+    Spec("prefix_cache_queries_total", "counter", f"Prefix cache queries{_QUERIES}", Version(0, 9, 2)),
+    Spec("prefix_cache_hits_total", "counter", f"Prefix cache hits{_HITS}", Version(0, 9, 2)),
+    Spec("gpu_prefix_cache_queries_total", "counter", f"GPU prefix cache queries{_QUERIES}", until=Version(0, 11, 0)),
+    Spec("gpu_prefix_cache_hits_total", "counter", f"GPU prefix cache hits{_HITS}", until=Version(0, 11, 0)),
     Spec(
         "external_prefix_cache_queries_total",
         "counter",
@@ -170,7 +181,8 @@ FAMILIES = (
         "Number of admission attempts rejected by a queue limit, by reason.",
         RECORDED_LATER,
         label="reason",
-        values=("max_num_queued_reqs", "max_num_queued_token"),
+        values=("max_num_queued_reqs", "max_num_queued_tokens"),
+        by_engine=False,
     ),
     Spec("request_prompt_tokens", "histogram", _PREFILL, bounds="tokens"),
     Spec("request_generation_tokens", "histogram", _GENERATION, bounds="tokens"),
@@ -187,35 +199,35 @@ FAMILIES = (
         "time_to_first_token_seconds",
         "histogram",
         "Histogram of time to first token in seconds.",
-        until=(0, 8, 5),
+        until=Version(0, 8, 5),
         bounds=TTFT,
     ),
     Spec(
         "time_to_first_token_seconds",
         "histogram",
         "Histogram of time to first token in seconds.",
-        (0, 8, 5),
+        Version(0, 8, 5),
         bounds=TTFT_LONG,
     ),
     Spec(
         "time_per_output_token_seconds",
         "histogram",
         "Histogram of time per output token in seconds.",
-        until=(0, 12, 0),
+        until=Version(0, 12, 0),
         bounds=TPOT,
     ),
     Spec(
         "inter_token_latency_seconds",
         "histogram",
         "Histogram of inter-token latency in seconds.",
-        (0, 10, 2),
+        Version(0, 10, 2),
         bounds=TPOT,
     ),
     Spec(
         "request_time_per_output_token_seconds",
         "histogram",
         "Histogram of time_per_output_token_seconds per request.",
-        (0, 11, 0),
+        Version(0, 11, 0),
         bounds=TPOT,
     ),
     Spec("e2e_request_latency_seconds", "histogram", "Histogram of e2e request latency in seconds.", bounds=REQUEST),
@@ -247,7 +259,7 @@ FAMILIES = (
         "request_num_preemptions",
         "histogram",
         "Histogram of the number of times a request was preempted.",
-        (0, 30, 0),
+        Version(0, 30, 0),
         bounds=(1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0),
     ),
     Spec(
@@ -289,7 +301,7 @@ CACHE_CONFIG_0_32 = {
     **{
         k: v
         for k, v in CACHE_CONFIG_0_24.items()
-        if k not in ("calculate_kv_scales", "mamba_cache_mode", "user_specified_mamba_block_size")
+        if k not in ("calculate_kv_scales", "user_specified_mamba_block_size")
     },
     "cache_hit_alignment_tokens": "None",
     "effective_attention_block_size": "16",

@@ -18,7 +18,7 @@ max-log-len max-logprobs max-long-partial-prefills max-lora-rank max-loras max-n
 max-parallel-loading-workers max-seq-len-to-capture media-io-kwargs middleware mm-processor-cache-gb
 mm-processor-kwargs model-impl model-loader-extra-config moe-backend nnodes node-rank num-gpu-blocks-override
 num-lookahead-slots num-scheduler-steps optimization-level otlp-traces-endpoint override-generation-config
-override-pooler-config per-request-spec-decode-metrics performance-mode pipeline-parallel-size pooler-config
+override-pooler-config performance-mode pipeline-parallel-size pooler-config
 preemption-mode prefill-context-parallel-size prefix-caching-hash-algo profiler-config reasoning-parser
 response-role return-tokens-as-token-ids revision root-path rope-scaling rope-theta runner scheduler-cls
 scheduling-policy show-hidden-metrics-for-version skip-mm-profiling ssl-ca-certs ssl-cert-reqs ssl-certfile
@@ -39,27 +39,3 @@ exclude-tools-when-tool-choice-none fully-sharded-loras headless kv-cache-metric
 ray-workers-use-nsight skip-tokenizer-init trust-remote-code use-tqdm-on-load use-v2-block-manager
 """.split()  # noqa: SIM905
 """Flags without a value; each also as `--no-…`."""
-
-LEGACY = {
-    "speculative-model": "model",
-    "speculative-model-quantization": "quantization",
-    "num-speculative-tokens": "num_speculative_tokens",
-    "speculative-draft-tensor-parallel-size": "draft_tensor_parallel_size",
-    "speculative-max-model-len": "max_model_len",
-    "speculative-disable-by-batch-size": "disable_by_batch_size",
-    "ngram-prompt-lookup-max": "prompt_lookup_max",
-    "ngram-prompt-lookup-min": "prompt_lookup_min",
-    "spec-decoding-acceptance-method": "acceptance_method",
-    "typical-acceptance-sampler-posterior-threshold": "posterior_threshold",
-    "typical-acceptance-sampler-posterior-alpha": "posterior_alpha",
-}
-"""The speculation flags of vLLM <= 0.8.2, and the key that each became."""
-
-NUMERIC_LEGACY = {
-    "num_speculative_tokens",
-    "draft_tensor_parallel_size",
-    "max_model_len",
-    "disable_by_batch_size",
-    "prompt_lookup_max",
-    "prompt_lookup_min",
-}

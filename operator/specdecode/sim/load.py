@@ -53,7 +53,7 @@ class Limits:
 class LoadGenerator:
     """Sends requests to whichever endpoint has the fewest outstanding, round robin between equals.
 
-    `record` is called once for each request when it ends.
+    Made inside a running event loop; times count from then. `record` is called once for each request when it ends.
     """
 
     def __init__(

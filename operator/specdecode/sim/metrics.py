@@ -21,7 +21,7 @@ from specdecode.sim.families import (
     SPECULATION,
     one_two_five,
 )
-from specdecode.sim.speculative_config import Version
+from specdecode.vllm.version import Version
 
 HTTP_FINE = (
     0.01,
@@ -65,20 +65,20 @@ class VllmMetrics:
         self._engine = engine
         self._started = now
         self._prefix_caching = enable_prefix_caching
-        self._labels = {"model_name": model_name, **({"engine": "0"} if version >= (0, 8, 3) else {})}
+        self._labels = {"model_name": model_name, **({"engine": "0"} if version >= Version(0, 8, 3) else {})}
         positions = tuple(str(i) for i in range(engine.k_static))
         specs = [*(SPECULATION if engine.config.speculation else ()), *FAMILIES]
         self._families: dict[str, Family] = {}
         self._children: dict[tuple[str, str], Sample] = {}
         for spec in specs:
-            if not spec.since <= version < spec.until:
+            if not spec.exists_in(version):
                 continue
             bounds = one_two_five(max_model_len) if isinstance(spec.bounds, str) else spec.bounds
             family = Family(f"vllm:{spec.name}", spec.kind, spec.help, bounds, created=now)
             for value in (positions if spec.label == "position" else spec.values) or ("",):
-                self._children[spec.name, value] = family.child(
-                    {**self._labels, **({spec.label: value} if value else {})}
-                )
+                own = {spec.label: value} if value else {}
+                shared = self._labels if spec.by_engine else {"model_name": model_name}
+                self._children[spec.name, value] = family.child({**shared, **own})
             self._families[spec.name] = family
         cache = Family("vllm:cache_config_info", "gauge", "Information of the LLMEngine CacheConfig")
         cache.child(
@@ -147,8 +147,12 @@ class VllmMetrics:
             self._child(name).observe(value)
         self._child("request_success_total", "length").inc()
 
-    def page(self) -> str:
-        """The whole page, gauges as of now."""
+    def page(self, *, engine: bool = True) -> str:
+        """The page, gauges as of now; without the engine's families where vLLM runs with `--disable-log-stats`."""
+        families = self._engine_families() if engine else ()
+        return render((*_process_families(self._started), *families, *self._http.families))
+
+    def _engine_families(self) -> Iterable[Family]:
         engine = self._engine
         waiting = len(engine.waiting)
         for name, value in (
@@ -161,7 +165,7 @@ class VllmMetrics:
             self._child(name).value = float(value)
         self._child("num_requests_waiting_by_reason", "capacity").value = waiting
         self._child("engine_sleep_state", "awake").value = 1.0
-        return render((*_process_families(self._started), *self._families.values(), *self._http.families))
+        return self._families.values()
 
 
 def _cache_labels(
@@ -182,7 +186,7 @@ def _cache_labels(
         "enable_prefix_caching": str(caching),
         "gpu_memory_utilization": str(utilization),
         "num_gpu_blocks": str(engine.config.blocks),
-        **({"engine": "0"} if version >= (0, 8, 3) else {}),
+        **({"engine": "0"} if version >= Version(0, 8, 3) else {}),
     }
 
 

@@ -22,6 +22,7 @@ from specdecode.sim.openai import Answer, Limits, RequestError, read_request
 from specdecode.sim.settings import Settings
 from specdecode.sim.surfaces import DATA, load_surface
 from specdecode.vllm.speculation import Method
+from specdecode.vllm.version import Version
 
 LATE = 0.05
 """A step that ends so many seconds after its time was held up by this machine: its end is then the true one, as a real
@@ -136,7 +137,7 @@ class Server:
             args.served_model_names,
             args.max_model_len,
             table.kinds,
-            rejects_logit_processors=args.speculation is not None and settings.version >= (0, 14, 0),
+            rejects_logit_processors=args.speculation is not None and settings.version >= Version(0, 14, 0),
         )
 
     def app(self) -> web.Application:
@@ -160,7 +161,7 @@ class Server:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        runner = web.AppRunner(self.app(), access_log=None, handler_cancellation=True)
+        runner = web.AppRunner(self.app(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await runner.setup()
         site = web.TCPSite(runner, host, port)
         await site.start()
@@ -219,7 +220,7 @@ class Server:
         return web.Response(status=200 if self._ready else 503)
 
     async def _version(self, _: web.Request) -> web.Response:
-        return web.json_response({"version": self._settings.vllm_version.removeprefix("v")})
+        return web.json_response({"version": str(self._settings.version)})
 
     async def _models(self, _: web.Request) -> web.Response:
         card = {
@@ -237,7 +238,7 @@ class Server:
             return web.Response(status=404 if self._ready else 503)
         if "metrics-hang" in self._faults:
             await asyncio.Event().wait()
-        page = self._metrics.page() if self._args.log_stats else ""
+        page = self._metrics.page(engine=self._args.log_stats)
         if "metrics-half" in self._faults:
             page = page[: len(page) // 2]
         return web.Response(text=page, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
@@ -320,7 +321,7 @@ def serve(args: ServeArguments, settings: Settings) -> None:
     """Run one simulated server until it is told to stop. Raises SurfaceError or AcceptanceError before it listens."""
     table = load_acceptance(settings)
     host = settings.pod_ip if args.host in (None, "", "0.0.0.0") and settings.pod_ip else args.host or "0.0.0.0"
-    log(f"vLLM API server version {settings.vllm_version}, simulated: {settings.surface}; http://{host}:{args.port}")
+    log(f"vLLM API server version {settings.version}, simulated: {settings.surface}; http://{host}:{args.port}")
     log(f"speculative_config={args.speculation}")
     asyncio.run(_serve(args, settings, table, host))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from specdecode.sim.arguments import parse_version
-from specdecode.sim.speculative_config import Version
+from specdecode.sim.arguments import OLDEST
 from specdecode.sim.surfaces import DEFAULT_SURFACE
 from specdecode.vllm.speculation import Method
+from specdecode.vllm.version import Version
 
 PREFIX = "SPECDECODE_SIM_"
+DEFAULT_VERSION = Version(0, 24, 0)
 FAULTS: Mapping[str, float | None] = {
     "never-ready": None,
     "crash-at-start": None,
@@ -33,7 +34,8 @@ class SettingsError(ValueError):
 class Settings:
     """How this server pretends."""
 
-    vllm_version: str = "0.24.0"
+    version: Version = DEFAULT_VERSION
+    """The vLLM release that is emulated."""
     surface: str = DEFAULT_SURFACE
     acceptance: str | None = None
     """A file with another acceptance table."""
@@ -53,11 +55,6 @@ class Settings:
     pod_name: str = ""
     model_runner_v2: bool | None = None
 
-    @property
-    def version(self) -> Version:
-        """The emulated version as numbers."""
-        return parse_version(self.vllm_version)
-
     def faults_of(self, method: Method) -> Mapping[str, float | None]:
         """The faults that strike a pod which runs `method`."""
         off = method is Method.DISABLED
@@ -67,7 +64,7 @@ class Settings:
     def pads_drafts(self) -> bool:
         """Whether n-gram steps without a match draft all the same: Model Runner V2, the default for n-gram on GPUs from
         vLLM 0.32."""
-        return self.version >= (0, 32, 0) if self.model_runner_v2 is None else self.model_runner_v2
+        return self.version >= Version(0, 32, 0) if self.model_runner_v2 is None else self.model_runner_v2
 
 
 def settings_from_env(env: Mapping[str, str]) -> Settings:
@@ -84,8 +81,8 @@ def settings_from_env(env: Mapping[str, str]) -> Settings:
         return value
 
     runner = env.get("VLLM_USE_V2_MODEL_RUNNER", "")
-    settings = Settings(
-        vllm_version=env.get(PREFIX + "VLLM_VERSION", "") or "0.24.0",
+    return Settings(
+        version=_version(env.get(PREFIX + "VLLM_VERSION", "")),
         surface=env.get(PREFIX + "SURFACE", "") or DEFAULT_SURFACE,
         acceptance=env.get(PREFIX + "ACCEPTANCE") or None,
         speed=number("SPEED", 1.0, 0.001),
@@ -99,11 +96,6 @@ def settings_from_env(env: Mapping[str, str]) -> Settings:
         pod_name=env.get("POD_NAME") or env.get("HOSTNAME") or "",
         model_runner_v2=runner == "1" if runner in ("0", "1") else None,
     )
-    try:
-        _ = settings.version
-    except ValueError as error:
-        raise SettingsError(f"{PREFIX}VLLM_VERSION: {error}") from error
-    return settings
 
 
 def parse_faults(text: str) -> Mapping[str, float | None]:
@@ -120,6 +112,13 @@ def parse_faults(text: str) -> Mapping[str, float | None]:
         except ValueError:
             raise SettingsError(f"{PREFIX}FAULT: {word!r} needs a number behind the colon") from None
     return faults
+
+
+def _version(text: str) -> Version:
+    version = Version.parse(text) if text else DEFAULT_VERSION
+    if version is None or version < OLDEST:
+        raise SettingsError(f"{PREFIX}VLLM_VERSION={text!r}: write a vLLM version from {OLDEST} on, such as 0.24.0")
+    return version
 
 
 def _fault_when(text: str) -> str:

@@ -7,6 +7,7 @@ one wins.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ _SWITCHES = frozenset(
         "--speculative-disable-mqa-scorer",
         "--disable-logprobs-during-spec-decoding",
         "--enforce-eager",
+        "--specialize-active-lora",
         "--trust-remote-code",
         "--async-scheduling",
         "--fully-sharded-loras",
@@ -94,7 +96,18 @@ class Argument:
         return self.values[0] if self.values else None
 
 
+_FLAG_OF_UNKNOWN = re.compile(r"""["']?(--?[A-Za-z][\w.-]*)=""")
+
+
+def _flag_of_unknown(word: Word) -> str | None:
+    """The flag of `--flag=$(UNKNOWN)`."""
+    found = _FLAG_OF_UNKNOWN.match(word.source) if word.text is None else None
+    return found[1] if found else None
+
+
 def _is_flag(word: Word) -> bool:
+    if _flag_of_unknown(word) is not None:
+        return True
     text = word.text
     return text is not None and len(text) > 1 and text[0] == "-" and not text[1].isdigit() and text[1] != "."
 
@@ -115,20 +128,21 @@ def parse(words: Sequence[Word]) -> tuple[Argument, ...]:
     at = 0
     while at < len(words):
         word = words[at]
-        if not _is_flag(word):
+        if (hidden := _flag_of_unknown(word)) is None and not _is_flag(word):
             arguments.append(Argument("", None, "", False, (word.text,), at, at + 1))
             at += 1
             continue
-        assert word.text is not None
-        written, joined, value = word.text.partition("=")
+        written, joined, value = (hidden, "=", None) if hidden else (word.text or "").partition("=")
         if any(c.isspace() for c in written):  # argparse takes it for a positional argument
-            written, joined, value = word.text, "", ""
+            written, joined, value = word.text or "", "", ""
         name, _, key = written.partition(".")
         flag = canonical(name)
         values: tuple[str | None, ...] = (value,) if joined else ()
         end = at + 1
-        if not joined and end < len(words) and not _is_flag(words[end]):
-            if flag in _MANY_VALUES:
+        if not joined and end < len(words) and (key or not _is_flag(words[end])):
+            if key:  # taken out before argparse sees it, whatever comes next
+                end += 1
+            elif flag in _MANY_VALUES:
                 while end < len(words) and not _is_flag(words[end]):
                     end += 1
             elif not is_switch(flag) or (words[end].text or "").lower() in ("true", "false"):

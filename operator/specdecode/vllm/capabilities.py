@@ -41,7 +41,7 @@ def _from_to(since: tuple[int, int], until: tuple[int, int]) -> Span:
 
 METHODS: Mapping[str, tuple[Span, ...]] = {
     "ngram": (Span(),),
-    # V0 up to 0.9.2; "Draft model speculative decoding is not supported yet" (engine/arg_utils.py) up to 0.14; back on V1
+    # V0 up to 0.9.2; "not supported yet" (engine/arg_utils.py) from 0.10 to 0.14; V1 from 0.15
     "draft_model": (_until(10), _since(15)),
     # 0.8.2 overwrites an explicit method by what it detects (config.py:2080-2089)
     "eagle": (_since(8, 3),),
@@ -56,7 +56,7 @@ METHODS: Mapping[str, tuple[Span, ...]] = {
     "custom_class": (_since(22),),
     "dspark": (_since(25),),
 }
-"""`SpeculativeMethod` (config/speculative.py; config.py up to 0.10). Names ending in `_mtp` are older spellings of mtp."""
+"""`SpeculativeMethod` (config/speculative.py; config.py up to 0.10). Names in `_mtp` are older spellings of mtp."""
 
 KEYS: Mapping[str, Span] = {
     "method": _since(8, 2),
@@ -124,8 +124,9 @@ class Capabilities:
     def speculative_config(self) -> bool:
         """Whether `--speculative-config` may be *written*: from 0.8.3.
 
-        0.8.2 has the flag but reads its value as a Python literal, so `true` and `null` crash it (engine/arg_utils.py:1255),
-        and chooses its engine without looking at it (1641), so a draft model meets an engine that cannot run it.
+        0.8.2 has the flag but reads its value as a Python literal, so `true` and `null` crash it
+        (engine/arg_utils.py:1255), and chooses its engine without looking at it (1641), so a draft model meets an
+        engine that cannot run it.
         """
         return self.version in _since(8, 3)
 
@@ -141,7 +142,7 @@ class Capabilities:
 
     @property
     def short_flags(self) -> bool:
-        """Whether `--spec-method`, `--spec-model`, `--spec-tokens` are accepted: from 0.22 (engine/arg_utils.py:1463)."""
+        """Whether `--spec-method`, `-model` and `-tokens` are accepted: from 0.22 (engine/arg_utils.py:1463)."""
         return self.version in _since(22)
 
     @property
@@ -187,7 +188,7 @@ class Capabilities:
 
     @property
     def schedule_dropped_with_data_parallel(self) -> bool:
-        """Whether K by batch size silently becomes the static K with data parallelism: from 0.26 (config/vllm.py:1058)."""
+        """Whether data parallelism silently turns K by batch size off: from 0.26 (config/vllm.py:1058)."""
         return self.version in _since(26)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -55,7 +55,7 @@ class Server:
     unseen: tuple[str, ...]
     """Words that may become more arguments when the container starts, such as `$EXTRA_ARGS`."""
     may_bring_speculation: bool
-    """Whether the model's name says that it is a "speculators" checkpoint, which sets its own speculative configuration."""
+    """Whether the model's name hints at a "speculators" checkpoint, which brings its own speculative configuration."""
     form: Form
 
 
@@ -117,8 +117,8 @@ def rewrite(
 
     `args` are further flags of a profile (None: a switch), `env` variables with plain values: both are set in their old
     place, or added at the end. Arguments that already say what is asked for stay as they are written. With
-    speculation removed, `--per-request-spec-decode-metrics` goes too, because vLLM does not start with it alone; and
-    where arguments are hidden (`--config`, `$EXTRA_ARGS`), `--speculative-config null` takes its place, which overrules them.
+    speculation removed, `--per-request-spec-decode-metrics` goes too, because vLLM does not start with it alone; where
+    arguments are hidden (`--config`, `$EXTRA_ARGS`), `--speculative-config null` comes instead and overrules them.
     """
     try:
         line = locate(container)
@@ -129,7 +129,7 @@ def rewrite(
         if before.form is Form.ENV_REFERENCE and not can.speculative_config:
             raise UnmanageableError(
                 Reason.VERSION_CANNOT_EXPRESS,
-                f"vLLM {version} does not read {CONFIG} as JSON; write the arguments without a variable, or use 0.8.3 or newer",
+                f"vLLM {version} does not read {CONFIG} as JSON; write arguments without a variable, or use 0.8.3",
             )
         if speculation is not None and speculation != before.speculation:
             check(
@@ -146,7 +146,8 @@ def rewrite(
         else:
             edits = _speculative_edits(line, before, ours, speculation, can)
         for flag, text in (args or {}).items():
-            edits += _profile_edits(found, flag, text, len(line.words))
+            _check_profile_argument(flag, speculation, can)
+            edits += set_argument(found, flag, text, len(line.words))
         rewritten = line.edited(_merged(edits))
         variables = dict(env or {})
         if value is not None and (variable := _reference(line, ours)) is not None:
@@ -158,13 +159,12 @@ def rewrite(
         return error.unmanageable
 
 
-def _merged(edits: Sequence[Edit]) -> list[Edit]:
+def _merged(edits: Iterable[Edit]) -> list[Edit]:
     """All additions at one place as one edit, in order."""
-    places = {(edit.first, edit.end): () for edit in edits}
-    return [
-        Edit(*place, tuple(word for edit in edits if (edit.first, edit.end) == place for word in edit.replacement))
-        for place in places
-    ]
+    places: dict[tuple[int, int], tuple[str, ...]] = {}
+    for edit in edits:
+        places[edit.first, edit.end] = places.get((edit.first, edit.end), ()) + edit.replacement
+    return [Edit(first, end, words) for (first, end), words in places.items()]
 
 
 def _speculative_edits(
@@ -181,8 +181,8 @@ def _speculative_edits(
         if speculation is None:
             raise UnmanageableError(
                 Reason.CONFIG_FILE_HIDES_ARGUMENTS,
-                f"{before.config_file or ' '.join(before.unseen)} may turn speculation on, and vLLM {can.version} has no "
-                "argument that turns it off; write the arguments in the container's command",
+                f"{before.config_file or ' '.join(before.unseen)} may turn speculation on, and vLLM {can.version} "
+                "has no argument that turns it off; write the arguments in the container's command",
             )
         return _put(configs, [literal(word) for word in to_legacy_flags(speculation)], len(line.words))
     value = "null" if speculation is None else to_json(speculation)
@@ -202,18 +202,22 @@ def _put(old: Sequence[Argument], words: Sequence[str], size: int) -> list[Edit]
     return [Edit(old[0].first, old[0].end, tuple(words)), *remove(old[1:])]
 
 
-def _profile_edits(found: Sequence[Argument], flag: str, value: str | None, size: int) -> list[Edit]:
+def _check_profile_argument(flag: str, speculation: Speculation | None, can: Capabilities) -> None:
     name = canonical(flag.partition(".")[0])
+    problem = None
     if not _FLAG.fullmatch(flag):
-        raise UnmanageableError(
-            Reason.INVALID_PROFILE_ARGUMENT, f"the profile's argument {flag!r} is no flag; write it like --max-num-seqs"
-        )
-    if name in SPECULATIVE - {PER_REQUEST_METRICS} or name == "--config":
-        raise UnmanageableError(
-            Reason.INVALID_PROFILE_ARGUMENT,
-            f"the profile's argument {flag} is written by the operator; use the profile's own fields",
-        )
-    return set_argument(found, flag, value, size)
+        problem = "is no flag; write it like --max-num-seqs"
+    elif name == PER_REQUEST_METRICS:
+        if speculation is None:
+            problem = "stops vLLM from starting without speculation; leave it out of this profile"
+        elif not can.per_request_metrics:
+            problem = f"is not known to vLLM {can.version}; leave it out or use 0.30 or newer"
+    elif name in SPECULATIVE:
+        problem = "is written by the operator; use the profile's own fields"
+    elif name == "--config":
+        problem = "hides arguments; write them in the profile"
+    if problem is not None:
+        raise UnmanageableError(Reason.INVALID_PROFILE_ARGUMENT, f"the profile's argument {flag!r} {problem}")
 
 
 def _with_variables(old: Sequence[Any], variables: Mapping[str, str]) -> list[Any]:
@@ -237,11 +241,12 @@ def _server(line: CommandLine, can: Capabilities | None) -> Server:
     found = parse(line.words)
     ours = speculative(found)
     positional = [a for a in found if a.flag == ""]
-    first = positional[0] if positional and not line.words[positional[0].first].many else None
     model = last(found, "--model")
+    if model is None and positional and not line.words[positional[0].first].many:
+        model = positional.pop(0)
+    name = model.value if model else None
     config = last(found, "--config")
-    name = model.value if model else first.value if first else None
-    unseen = [line.words[a.first].source for a in positional if line.words[a.first].many]
+    unseen = [line.words[a.first].source for a in positional if a.value is None]
     return Server(
         model=name,
         served_model_name=argument.value if (argument := last(found, "--served-model-name")) else name,

@@ -35,7 +35,7 @@ class CommandLine:
     environment: Environment
 
     def edited(self, edits: Sequence[Edit]) -> dict[str, Any]:
-        """The container with some words replaced. Raises `UnmanageableError` for a word that cannot be changed where it stands."""
+        """The container with some words replaced. Raises `UnmanageableError` for one that stands in a variable."""
         container = copy.deepcopy(dict(self.container))
         edits = [edit for edit in edits if edit.first < edit.end or edit.replacement]
         for word in (word for edit in edits for word in self.words[edit.first : edit.end]):
@@ -53,10 +53,11 @@ class CommandLine:
         else:
             for edit in sorted(edits, key=lambda e: (e.first, e.end), reverse=True):
                 self._replace(command, args, edit)
-        if command or "command" in container:
-            container["command"] = command
-        if args or "args" in container:
-            container["args"] = args
+        for field, new in (("command", command), ("args", args)):
+            if new:
+                container[field] = new
+            elif container.get(field):
+                del container[field]
         return container
 
     def _index(self, element: int) -> int:

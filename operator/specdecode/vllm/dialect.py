@@ -1,4 +1,4 @@
-"""A speculative configuration in the words of one vLLM version: the JSON of `--speculative-config`, or the flags before it."""
+"""A speculative configuration in the words of one vLLM version: `--speculative-config`, or the flags before it."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _schedule(value: Any) -> tuple[BatchRange, ...]:
     except (TypeError, ValueError):
         raise UnmanageableError(
             Reason.ARGUMENT_NOT_READABLE,
-            f"{SCHEDULE} is {json.dumps(value)}; write a list of [start, end, K], for instance [[1, 16, 4], [17, 64, 1]]",
+            f"{SCHEDULE} is {json.dumps(value)}; write a list of [start, end, K] like [[1, 16, 4], [17, 64, 1]]",
         ) from None
     return tuple(BatchRange(*row) for row in ranges)
 
@@ -187,7 +187,7 @@ def check(
     v1_engine_forced: bool = False,
     data_parallel_size: int | None = 1,
 ) -> None:
-    """Raises `UnmanageableError` where the version cannot express the configuration, or would accept and not honour it."""
+    """Raises `UnmanageableError` where the version cannot express the configuration, or would not honour it."""
     problem = _problem(speculation, capabilities, v1_engine_forced, data_parallel_size)
     if problem is not None:
         raise UnmanageableError(Reason.VERSION_CANNOT_EXPRESS, problem)
@@ -218,20 +218,27 @@ def _problem(
         legacy = {flag.key for flag in LEGACY}
         if beyond := sorted(set(config) - legacy - {"method"}):
             return f"vLLM {version} has no flag for {', '.join(beyond)}; leave it out or use 0.8.3 or newer"
-        if decode(_legacy_round_trip(speculation), capabilities, v1_engine_forced) != speculation:
+        if not _is_read_back(speculation, capabilities, v1_engine_forced):
             return f"vLLM {version} has no flag for the method {name}: it would take another; use 0.8.3 or newer"
-    elif decode(config, capabilities, v1_engine_forced) != speculation:
+    elif not _is_read_back(speculation, capabilities, v1_engine_forced):
         return f"vLLM {version} would understand {json.dumps(config)} differently; rename the draft model or the method"
     return _schedule_problem(speculation, capabilities, data_parallel_size)
 
 
-def _legacy_round_trip(speculation: Speculation) -> dict[str, Any]:
-    words = to_legacy_flags(speculation)
-    values: dict[str, str | None] = {}
-    while words:
-        flag = words.pop(0)
-        values[flag] = words.pop(0) if words and not words[0].startswith("--") else None
-    return from_legacy_flags(values)
+def _is_read_back(speculation: Speculation, capabilities: Capabilities, v1_engine_forced: bool) -> bool:
+    """Whether vLLM would understand what we write as it is meant."""
+    config = encode(speculation)
+    try:
+        if not capabilities.speculative_config:
+            words = to_legacy_flags(speculation)
+            values: dict[str, str | None] = {}
+            while words:
+                flag = words.pop(0)
+                values[flag] = words.pop(0) if words and not words[0].startswith("-") else None
+            config = from_legacy_flags(values)
+        return decode(config, capabilities, v1_engine_forced) == speculation
+    except UnmanageableError:
+        return False
 
 
 def _schedule_problem(
@@ -244,7 +251,7 @@ def _schedule_problem(
     if not capabilities.schedule_method(speculation.vllm_method or ""):
         return f"vLLM {version} drops K by batch size for {speculation.vllm_method}; leave {SCHEDULE} out"
     if capabilities.schedule_unsafe_with_data_parallel and data_parallel_size != 1:
-        return f"vLLM {version} may hang with K by batch size and data parallelism; leave {SCHEDULE} out or use 0.26 or newer"
+        return f"vLLM {version} may hang with {SCHEDULE} and data parallelism; leave one out or use 0.26 or newer"
     if speculation.schedule[0].start != 1:
         return f"{SCHEDULE} starts at batch size {speculation.schedule[0].start}; the first range must start at 1"
     before = 0

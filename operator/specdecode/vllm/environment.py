@@ -1,7 +1,7 @@
 """A container's environment and the `$(VAR)` references in its command, as a kubelet expands them.
 
-The rules are those of Kubernetes' `third_party/forked/golang/expansion`: `$(NAME)` is replaced where NAME is defined and
-left alone where it is not, `$$` is an escaped `$`, and a variable's own value may refer to the variables before it.
+The rules are those of Kubernetes' `third_party/forked/golang/expansion`: `$(NAME)` is replaced where NAME is defined
+and left alone where it is not, `$$` is an escaped `$`, and a variable's own value may refer to the variables before it.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def read_page(text: bytes) -> Page:
     if not engines:
         raise PageError(_not_vllm(text))
     check_end(text)
-    cache_tokens = dict(list(page.get("cache_config", ())))
+    cache_tokens = dict(page.get("cache_config", {}).keys())  # the details are pairs of engine and size
     read = tuple(_engine(key, engines[key], cache_tokens) for key in sorted(engines))
     if ends_in_ours:
         _check_last_family(samples[-1], engines, read)
@@ -234,7 +234,7 @@ def _engine(key: tuple[str, str], values: _Values, cache_tokens: Mapping[str | N
     model_name, engine = key
     plain: dict[str, Mapping[Any, float]] = {}
     parts: dict[tuple[str, int], dict[str, Mapping[Any, float]]] = defaultdict(dict)
-    for kind in sorted(values, key=_rank):
+    for kind in sorted(values, key=lambda kind: kind.rank):
         if kind.part:
             parts[kind.field, kind.rank][kind.part] = values[kind]
         else:
@@ -256,10 +256,6 @@ def _engine(key: tuple[str, str], values: _Values, cache_tokens: Mapping[str | N
         accepted_per_position=_by_position(plain.get("accepted_per_position", _NOTHING), where),
         **figures,
     )
-
-
-def _rank(kind: _Kind) -> int:
-    return kind.rank
 
 
 def _histogram(name: str, parts: Mapping[str, Mapping[Any, float]], where: str) -> Histogram | None:

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import tree_sitter_bash
 from tree_sitter import Language, Node, Parser
@@ -20,33 +21,21 @@ from specdecode.vllm.environment import Environment
 from specdecode.vllm.speculative_arguments import MENTION
 from specdecode.vllm.unmanageable import Reason, UnmanageableError
 
+_GAP = re.compile(rb"(?:\\\n)*[ \t](?:[ \t]|\\\n)*")
+"""What separates two words of a command. (The shell joins what stands around a bare `\\`-newline; the grammar does not.)"""
+_ONE_WORD = re.compile(rb"""(?s)(?!#)(?:[^\s"'\\`;&|<>()]|\\.|'[^']*'|"(?:[^"\\`]|\\.)*")*""")
+_EXPANSIONS = frozenset(
+    ("simple_expansion", "expansion", "command_substitution", "process_substitution", "arithmetic_expansion")
+)
+_END = re.compile(rb"(?:[ \t]|\\\n)*(?:\Z|[\n;&|)<>`#]|\d+[<>])")
+"""What may follow a command."""
 SHELLS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh"})
 
 _API_SERVERS = frozenset({"vllm.entrypoints.openai.api_server", "vllm_tgis_adapter"})
 _API_SERVER_FILE = "vllm/entrypoints/openai/api_server.py"
 _BYSTANDERS = frozenset(
-    [
-        "echo",
-        "printf",
-        "log",
-        "trap",
-        "pkill",
-        "pgrep",
-        "grep",
-        "egrep",
-        "which",
-        "type",
-        "cat",
-        "ls",
-        "test",
-        "[",
-        "ps",
-        "kill",
-        "killall",
-        "pip",
-        "pip3",
-        ":",
-    ]
+    (*("echo", "printf", "log", "trap", "pkill", "pgrep", "grep", "egrep", "which", "type", "cat", "ls"),)
+    + (*("test", "[", "ps", "kill", "killall", "pip", "pip3", ":"),)
 )
 """Commands that may name the server without starting it."""
 _SETTERS = frozenset(
@@ -54,7 +43,12 @@ _SETTERS = frozenset(
 )
 _SERVER_TEXT = re.compile(r"\bvllm\s+serve\b|vllm\.entrypoints\.openai\.api_server|" + re.escape(_API_SERVER_FILE))
 _ARGUMENTS = re.compile(r"\$[@*]|\$\{[@*]")
-_REFERENCE = re.compile(r"""(?:--?[\w-]+=)?(?:"\$(?:\{(\w+)\}|(\w+))"|'\$\(([\w.-]+)\)')""")
+_ALL_ARGUMENTS = frozenset({"$@", '"$@"', "${@}", '"${@}"', "$*"})
+_REFERENCE = re.compile(
+    r"""(?x) (?:--?[\w-]+=)? "\$ (?: \{(\w+)\} | (\w+) )" | (?:--?[\w-]+=)? '\$\(([\w.-]+)\)'
+    | "(?:--?[\w-]+=) \$ (?: \{(\w+)\} | (\w+) )" | '(?:--?[\w-]+=) \$\(([\w.-]+)\)'"""
+)
+"""A word that is a quoted variable and nothing else, but for a flag before it."""
 
 
 def basename(word: str) -> str:
@@ -93,7 +87,7 @@ class Script:
         text = _encode(self.source)
         for start, end, replacement in sorted(edits, reverse=True):
             text = text[:start] + _encode(replacement) + text[end:]
-        return _decode(text)
+        return text.decode("utf-8", "surrogatepass")
 
 
 def read_script(source: str, environment: Environment, has_arguments: bool) -> Script | None:
@@ -169,7 +163,7 @@ class _Reader:
             raise _not_understood(f"the shell command starts vLLM in {len(servers)} places", "leave one of them")
         command, starts, words = servers[0]
         self._check_surroundings(command, words)
-        words = [word for word in words if not _ARGUMENTS.search(word.source)]  # they are none
+        words = [word for word in words if word.source not in _ALL_ARGUMENTS]  # there are none
         return Script(self.source, tuple(words), starts[-1].end)
 
     def _check_surroundings(self, command: Node, words: Sequence[Word]) -> None:
@@ -177,9 +171,13 @@ class _Reader:
             # the grammar takes words after `> file` for further files; the shell, for arguments
             if redirect.type == "file_redirect" and len(redirect.children_by_field_name("destination")) > 1:
                 raise _not_understood("the server has arguments after a redirection", "write the redirection last")
+        if not _END.match(self.text, command.end_byte):
+            raise _not_understood("it is not clear where the server's arguments end", "end them with a new line")
         in_function = any(node.type == "function_definition" for node in _ancestors(command))
         for word in words:
-            if _ARGUMENTS.search(word.source) and (self.has_arguments or in_function):
+            if word.text is not None or not _ARGUMENTS.search(word.source):
+                continue
+            if self.has_arguments or in_function or word.source not in _ALL_ARGUMENTS:
                 raise _not_understood(f"the server takes arguments from {word.source}", "write them after vllm serve")
         outside = bytearray(self.text)
         for node in [command, *_nodes(self.root, "comment")]:
@@ -192,19 +190,35 @@ class _Reader:
     def words(self, command: Node) -> list[Word]:
         """The words of a command, its name first."""
         words: list[Word] = []
-        for node in command.named_children:
+        over = 0
+        for node in command.children:
+            separate = not over or _GAP.fullmatch(self.text, over, node.start_byte)
+            if not separate or not (node.type.endswith("_redirect") or self._is_one_word(node)):
+                raise _not_understood(
+                    f"{self._text(node)[:40]!r} is not clearly a word of its own", "put spaces around it, or quotes"
+                )
+            over = node.end_byte
             if node.type not in ("variable_assignment", "comment") and not node.type.endswith("_redirect"):
                 words += self._expanded(node)
         return words
+
+    def _is_one_word(self, node: Node) -> bool:
+        """Whether a node is one word by the shell's own rules; the grammar is more generous in places."""
+        text = bytearray(self.text[node.start_byte : node.end_byte])
+        for inner in _nodes(node):
+            if inner.type in _EXPANSIONS:
+                start, end = inner.start_byte - node.start_byte, inner.end_byte - node.start_byte
+                text[start:end] = b"$" * (end - start)
+        return _ONE_WORD.fullmatch(text) is not None
 
     def _expanded(self, node: Node) -> Iterator[Word]:
         start, end, whole = self._place(node)
         written = _decode(self.bytes[start:end])
         if node.type == "command_name":
             node = node.named_children[0] if node.named_child_count == 1 else node
-        text = self.value(node)
-        bare = node.type in ("simple_expansion", "expansion", "command_substitution", "process_substitution")
-        if bare and text is not None and "IFS" not in self.assigned:
+        bare = node.type in _EXPANSIONS
+        text = None if bare and "IFS" in self.assigned else self.value(node)
+        if bare and text is not None:
             parts = text.split()
             for part in parts:
                 glob = _special(part, braces=False)
@@ -230,7 +244,9 @@ class _Reader:
         text = self._text(node)
         match node.type:
             case "word" | "number":
-                return _unescape(text, r"\\(\n|.)") if not _special(text) else None
+                return None if _special(text) else _unescape(text, r"(?s)\\(.)")
+            case "$":
+                return text
             case "raw_string":
                 return text[1:-1]
             case "string":
@@ -238,14 +254,19 @@ class _Reader:
             case "simple_expansion" | "expansion":
                 return self._variable(node)
             case "concatenation" | "command_name":
-                return None if self._braces(node) else _join(self._part(child) for child in node.children)
+                edges = [(a.end_byte, b.start_byte) for a, b in pairwise(node.children)]
+                if self._braces(node) or any(end != start for end, start in edges):
+                    return None
+                return _join(self._part(child) for child in node.children)
         return None
 
     def _part(self, node: Node) -> str | None:
         """What a part of a word becomes; None also where a bare variable's value would split the word."""
-        text = self.value(node)
+        text = self.value(node) if node.type != "$" else None  # before a quote it means something else
         bare = node.type in ("simple_expansion", "expansion")
-        return None if bare and text is not None and (_special(text, braces=False) or text.split() != [text]) else text
+        if bare and text and ("IFS" in self.assigned or _special(text, braces=False) or text.split() != [text]):
+            return None
+        return text
 
     def _string(self, node: Node) -> str | None:
         parts: list[str | None] = []
@@ -341,7 +362,7 @@ def _encode(text: str) -> bytes:
 
 
 def _decode(text: bytes | bytearray) -> str:
-    return text.decode("utf-8", "surrogatepass")
+    return text.decode("utf-8", "replace")
 
 
 def _unescape(text: str, pattern: str) -> str:
@@ -349,10 +370,10 @@ def _unescape(text: str, pattern: str) -> str:
 
 
 def _special(text: str, braces: bool = True) -> bool:
-    """Whether bare text means something else to the shell than itself: a pattern, a home directory, a list in braces."""
-    bare = re.sub(r"\\.", "", text)
+    """Whether bare text is more than itself to the shell: a pattern, a home directory, a list in braces."""
+    bare = re.sub(r"(?s)\\.", "", text)
     listed = braces and "{" in bare and ("," in bare or ".." in bare)
-    return text.startswith("~") or any(c in bare for c in "*?[") or listed
+    return any(c in bare for c in "~*?[\"'`\\") or listed
 
 
 def _join(parts: Iterable[str | None]) -> str | None:

@@ -25,7 +25,7 @@ _OTHERS = frozenset({"--specialize-active-lora"})
 
 
 def speculative(arguments: Iterable[Argument]) -> tuple[Argument, ...]:
-    """The arguments that are ours. Raises `UnmanageableError` for one that vLLM may take for one of ours by its prefix."""
+    """The arguments that are ours. Raises `UnmanageableError` for one that may be ours in short."""
     ours = []
     for argument in arguments:
         if argument.flag in SPECULATIVE:
@@ -60,7 +60,7 @@ MENTION = re.compile(
 def read_config(
     ours: Sequence[Argument], capabilities: Capabilities | None, v1_engine_forced: bool = False
 ) -> Speculation | None:
-    """What our arguments say together; None for no speculation. Raises `UnmanageableError` for what vLLM would not start with."""
+    """What our arguments say together; None for no speculation. Raises `UnmanageableError` for what vLLM refuses."""
     _check_accepted(ours, capabilities)
     config: dict[str, Any] | None = None
     for argument in (a for a in ours if a.flag == CONFIG and a.key is None):
@@ -127,7 +127,7 @@ def _known(argument: Argument) -> str:
     )
     raise UnmanageableError(
         Reason.ARGUMENT_NOT_READABLE,
-        f"{argument.written} {problem}; write the value itself, or give the variable a plain value in the container's env",
+        f"{argument.written} {problem}; write the value itself, or give the variable a plain value in env",
     )
 
 

@@ -113,6 +113,10 @@ def test_published_defaults_are_those_of_the_types():
     assert SpecDecodePolicySpec.model_validate(stored) == SpecDecodePolicySpec.model_validate(minimal)
 
 
+def test_the_api_server_adds_nothing_to_a_status():
+    assert [path for path, schema in NODES if path.startswith("status") and "default" in schema] == []
+
+
 def test_optional_fields_are_plain_fields_that_may_be_absent():
     profile = ROOT["properties"]["spec"]["properties"]["profiles"]["items"]
     k = profile["properties"]["numSpeculativeTokens"]

@@ -29,7 +29,7 @@ def test_a_number_is_seconds_or_a_fraction_already():
     assert parse_percent(0.05) == 0.05
 
 
-@pytest.mark.parametrize("text", ["", "90", "5 m", "-1s", "1d", "m5", "s", "1h30", None, True, ["1s"]])
+@pytest.mark.parametrize("text", ["", "90", "5 m", "-1s", "1d", "m5", "s", "1h30", "1234567s", None, True, ["1s"]])
 def test_what_is_no_duration_is_refused_with_an_example(text):
     with pytest.raises(ValueError, match="is not a duration; write for example 90s, 5m or 1h30m"):
         parse_duration(text)
@@ -62,12 +62,12 @@ def test_every_duration_survives_writing_and_reading(seconds):
     assert parse_duration(text) == pytest.approx(seconds, rel=1e-12, abs=1e-12)
 
 
-@given(st.from_regex(DURATION_PATTERN[1:-1], fullmatch=True).filter(lambda text: len(text) <= 32 and text.isascii()))
+@given(st.from_regex(DURATION_PATTERN[1:-1], fullmatch=True).filter(lambda text: len(text) <= 20 and text.isascii()))
 def test_every_text_that_the_schema_takes_is_read(text):
     assert parse_duration(text) >= 0
 
 
-@given(st.integers(min_value=0, max_value=10**10).map(lambda millionths: millionths / 1e8))
+@given(st.integers(min_value=0, max_value=9999 * 10**6).map(lambda millionths: millionths / 1e8))
 def test_every_percentage_survives_writing_and_reading(fraction):
     text = format_percent(fraction)
     assert re.match(PERCENT_PATTERN, text)

@@ -258,6 +258,22 @@ def test_failed_answers_are_counted_from_their_first() -> None:
     assert (found.client_errors, found.server_errors) == (5.0, 1.0)
 
 
+@pytest.mark.parametrize(("finished", "failed"), [(0.0, 3.0), (12.0, 0.0)])
+def test_answers_of_a_page_that_was_cut_before_them_are_not_taken_for_new_ones(finished: float, failed: float) -> None:
+    before = Page((dataclasses.replace(BEFORE, requests={"stop": finished}),))
+    after = Page((changed(requests={"stop": 20.0}),), http_requests={("/v1/completions", "4xx"): 3.0})
+    found = measure(before, after, 10.0)
+    assert isinstance(found, Measurement)
+    assert found.client_errors == failed
+
+
+def test_a_reason_that_was_not_there_before_is_not_counted() -> None:
+    before = dataclasses.replace(BEFORE, requests={"stop": 10.0})
+    found = measure(*pages(before, AFTER), 10.0)
+    assert isinstance(found, Measurement)
+    assert (found.finished, found.aborted) == (6.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("was", "now", "seconds", "activity"),
     [

@@ -32,7 +32,7 @@ def new_engine(config: EngineConfig, acceptance: AcceptanceOf = SEVEN_TENTHS, se
 
 def run(engine: Engine, steps: int = 10**6, now: float = 0.0) -> tuple[float, list[Outcome]]:
     """Step in virtual time until idle or for so many steps."""
-    outcomes = []
+    outcomes: list[Outcome] = []
     while engine.busy and len(outcomes) < steps:
         step = engine.schedule(now)
         assert step is not None
@@ -179,6 +179,17 @@ def test_a_full_kv_pool_preempts_the_youngest_which_computes_its_tokens_again() 
 def test_a_request_that_could_never_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="more KV tokens than the pool's 1024"):
         new_engine(EngineConfig(kv_tokens=1024)).add(ask(0, prompt=1000, tokens=100))
+
+
+@pytest.mark.parametrize("speculation", [None, NGRAM5, DRAFT3])
+def test_a_request_that_fills_the_pool_to_the_last_block_is_finished(speculation: Speculation | None) -> None:
+    lookahead = 3 if speculation is DRAFT3 else 0
+    engine = new_engine(EngineConfig(speculation, kv_tokens=160))
+    engine.add(ask(0, prompt=100, tokens=60 - lookahead))
+    request = engine.waiting[0]
+    run(engine, steps=500)
+    assert request.finished
+    assert engine.preemptions == 0
 
 
 def test_tokens_never_exceed_what_was_asked_for() -> None:

@@ -1,0 +1,65 @@
+# `make help` lists what there is. The two that matter: `make demo` and `make test`; both set up what they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export UV_LINK_MODE ?= copy
+export PYTHONDONTWRITEBYTECODE ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup controlplane demo test test-unit test-cluster lint format generate verify requirements bench docker clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Use
+demo: setup controlplane ## Run the main job: a real control plane, simulated vLLM on a measured H200, a day in four minutes
+	$(BIN)/specdecode demo --output demo-output
+
+##@ Set up
+setup: $(VENV)/ready ## Create the virtual environment with the pinned dependencies
+
+$(VENV)/ready: requirements/dev.txt requirements/uv.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+controlplane: setup ## Build the local Kubernetes control plane and Helm (minutes the first time, then nothing)
+	$(BIN)/specdecode lab build --helm
+
+##@ Check
+test: setup controlplane ## Run all tests
+	$(BIN)/pytest
+
+test-unit: setup ## Run the pure tests only (seconds)
+	$(BIN)/pytest tests/unit
+
+test-cluster: setup controlplane ## Run the tests on the local control plane only
+	$(BIN)/pytest -m "cluster or charts"
+
+lint: setup ## Check style, types, layers and generated files
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/specdecode crd --check
+
+bench: setup ## Run the benchmarks (ratios within one run)
+	$(BIN)/python benchmarks/bench_metrics.py
+
+##@ Change
+format: setup ## Format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+generate: setup ## Generate the CRD, the chart's copy and the reference from the types
+	$(BIN)/specdecode crd --write
+
+requirements: setup ## Pin and hash the dependencies again
+	UV=$(BIN)/uv requirements/compile.sh
+
+clean: ## Remove what was built
+	rm -rf $(VENV) .cache build dist demo-output

@@ -1,0 +1,225 @@
+"""`specdecode status` and `specdecode explain`: what runs, what is recommended, and why."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from specdecode.api.quantities import format_duration
+from specdecode.api.v1alpha1 import (
+    Configuration,
+    HistoryEntry,
+    Interval,
+    Outcome,
+    ProfileStatus,
+    SpecDecodePolicySpec,
+    SpecDecodePolicyStatus,
+)
+from specdecode.cli.cluster import Context, Kubeconfig, Namespace, one, parsed, policies, run
+from specdecode.policy.clock import seconds_of
+
+DASH = "-"
+
+
+def status(namespace: Namespace = None, kubeconfig: Kubeconfig = None, context: Context = None) -> None:
+    """Shows every policy in one line: what runs, what is recommended, what is going on."""
+    found = run(policies(kubeconfig, context, namespace))
+    console = Console()
+    if not found:
+        console.print(f"No policies in {f'namespace {namespace}' if namespace else 'any namespace'}.")
+        return
+    table = Table(
+        "NAMESPACE", "NAME", "MODE", "ACTIVE", "RECOMMENDED", "GAIN", "ACCEPT", "BATCH", "TPOT", "STATE", box=None
+    )
+    for policy in found:
+        table.add_row(policy["metadata"]["namespace"], policy["metadata"]["name"], *_line(*parsed(policy)))
+    console.print(table)
+
+
+def _line(spec: SpecDecodePolicySpec, s: SpecDecodePolicyStatus) -> list[RenderableType]:
+    summary, seen = s.summary, s.observation
+    return [
+        "suspended" if spec.suspend else spec.mode.value,
+        s.active_profile or DASH,
+        s.recommendation.profile if s.recommendation else DASH,
+        (summary and summary.gain) or DASH,
+        (summary and summary.acceptance) or DASH,
+        (summary and summary.batch_size) or DASH,
+        milliseconds(seen.time_per_output_token if seen else None),
+        _state(s),
+    ]
+
+
+def _state(s: SpecDecodePolicyStatus) -> Text:
+    conditions = {c.type: c for c in s.conditions}
+    if s.rollout is not None:
+        return Text(f"{s.rollout.phase.value} {s.rollout.target.profile}", style="cyan")
+    for type_, bad in (("Ready", "False"), ("Degraded", "True"), ("MetricsAvailable", "False")):
+        if type_ in conditions and conditions[type_].status == bad:
+            return Text(conditions[type_].reason, style="red")
+    if "Recommended" in conditions:
+        return Text(conditions["Recommended"].reason)
+    return Text("not looked at yet", style="dim")
+
+
+def explain(
+    name: Annotated[str, typer.Argument(help="Name of the policy.")],
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Explains one policy: what the operator sees, what each profile costs, what it did and why, what comes next."""
+    policy = run(one(kubeconfig, context, namespace, name))
+    spec, s = parsed(policy)
+    Console().print(explanation(f"{policy['metadata']['namespace']}/{name}", spec, s, datetime.now(UTC).timestamp()))
+
+
+def explanation(title: str, spec: SpecDecodePolicySpec, s: SpecDecodePolicyStatus, now: float) -> Group:
+    """The whole answer of `explain`."""
+    parts: list[RenderableType] = [
+        Text(f"{title}: {spec.target_ref.kind} {spec.target_ref.name}, mode {spec.mode.value}", style="bold")
+    ]
+    if not s.conditions:
+        return Group(*parts, _indented("The operator has not looked at this policy yet. Is it running?"))
+    parts += [_heading("Runs"), _indented(_runs(s)), _heading("Decision"), _indented(_decision(s))]
+    if s.rollout is not None:
+        parts += [_heading("Change under way"), _indented(_change(s, now))]
+    parts += [_heading("Seen"), _indented(_seen(spec, s, now)), _heading("Profiles"), _indented(_profiles(s, now))]
+    problems = [c for c in s.conditions if _is_problem(c.type, c.status)]
+    if problems:
+        parts += [_heading("Problems"), *(_indented(f"{c.type}: {c.reason}. {c.message}") for c in problems)]
+    if s.history:
+        parts += [_heading("Changes made"), _indented(_history(s.history, now))]
+    return Group(*parts)
+
+
+def _is_problem(type_: str, status: str) -> bool:
+    return (type_, status) in {
+        ("Ready", "False"),
+        ("MetricsAvailable", "False"),
+        ("Degraded", "True"),
+        ("MixedTraffic", "True"),
+    }
+
+
+def _heading(text: str) -> Text:
+    return Text(f"\n{text}", style="bold")
+
+
+def _indented(content: RenderableType) -> Padding:
+    return Padding(content, (0, 0, 0, 2))
+
+
+def _runs(s: SpecDecodePolicyStatus) -> str:
+    version = f" on vLLM {s.vllm_version}" if s.vllm_version else ""
+    return f"{configured(s.active)}{version}"
+
+
+def configured(c: Configuration | None) -> str:
+    """A profile and its schedule in words."""
+    if c is None:
+        return "unknown"
+    if c.disable_by_batch_size is not None:
+        return f"{c.profile}, off from batch size {c.disable_by_batch_size}"
+    ranges = ", ".join(f"K={r.k} for {r.start} to {r.end} requests" for r in c.schedule)
+    return f"{c.profile} ({ranges})" if ranges else c.profile
+
+
+def _decision(s: SpecDecodePolicyStatus) -> str:
+    r = s.recommendation
+    if r is None:
+        reason = next((c for c in s.conditions if c.type == "Recommended"), None)
+        return f"none. {reason.reason}: {reason.message}" if reason else "none"
+    gain = f", expected gain {percent(r.gain)}" if r.gain else ""
+    return f"run {configured(r)}{gain}\n{r.reason}: {r.message}"
+
+
+def _change(s: SpecDecodePolicyStatus, now: float) -> str:
+    r = s.rollout
+    assert r is not None
+    age = format_duration(max(0, round(now - seconds_of(r.started_at))))
+    gain = f"\ncanary's gain {percent(r.gain)}" if r.gain else ""
+    return f"{r.source.profile} to {r.target.profile}, {r.phase.value} since {age} ({r.reason})\n{r.message}{gain}"
+
+
+def _seen(spec: SpecDecodePolicySpec, s: SpecDecodePolicyStatus, now: float) -> str:
+    o = s.observation
+    if o is None:
+        return "nothing yet"
+    age = format_duration(max(0, round(now - seconds_of(o.time))))
+    lines = [
+        f"{o.pods} pods, {number(o.tokens_per_second)} tokens/s each, {number(o.batch_size)} requests per step,"
+        f" {number(o.waiting)} waiting, KV cache {number(o.kv_cache_usage, percent=True)} full",
+        f"TPOT {milliseconds(o.time_per_output_token)}, TTFT {milliseconds(o.time_to_first_token)},"
+        f" acceptance {number(o.acceptance_rate)}, accepted length {number(o.accepted_length)}",
+        f"written {age} ago; looks every {format_duration(spec.metrics.interval)}, {format_duration(spec.metrics.window)} back",
+    ]
+    return "\n".join(lines)
+
+
+def _profiles(s: SpecDecodePolicyStatus, now: float) -> Table:
+    table = Table(
+        "PROFILE", "PREDICTED TPOT", "HEADROOM", "BREAK-EVEN BATCH", "MEASURED TPOT", "TOKENS/STEP", "ACCEPTANCE P10/P50/P90", "MEASURED",
+        box=None,
+    )  # fmt: skip
+    for p in s.profiles:
+        mark = "*" if s.active_profile == p.name else " "
+        table.add_row(f"{mark} {p.name}", *_figures(p), _ago(p.measured_at, now))
+    return table
+
+
+def _figures(p: ProfileStatus) -> list[str]:
+    a = p.acceptance
+    return [
+        f"{milliseconds(p.predicted.value)} ({p.predicted.low * 1e3:.1f} to {p.predicted.high * 1e3:.1f})"
+        if p.predicted
+        else DASH,
+        f"{p.headroom:.1f}x" if p.headroom is not None else DASH,
+        number(p.break_even_batch_size),
+        milliseconds(p.time_per_output_token),
+        number(p.tokens_per_step),
+        f"{a.p10:.2f} / {a.p50:.2f} / {a.p90:.2f}" if a else DASH,
+    ]
+
+
+def _history(entries: list[HistoryEntry], now: float) -> Table:
+    table = Table("ENDED", "FROM", "TO", "WHY", "OUTCOME", "GAIN", "HOW IT ENDED", box=None)
+    for h in entries:
+        style = "green" if h.outcome is Outcome.SUCCESSFUL else "yellow"
+        table.add_row(
+            _ago(h.finished_at, now),
+            h.source.profile,
+            configured(h.target),
+            h.reason,
+            Text(h.outcome.value, style=style),
+            percent(h.gain) if h.gain else DASH,
+            h.message,
+        )
+    return table
+
+
+def _ago(time: str | None, now: float) -> str:
+    return DASH if time is None else f"{format_duration(max(0, round(now - seconds_of(time))))} ago"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """`18.3 ms`."""
+    return DASH if seconds is None else f"{seconds * 1e3:.1f} ms"
+
+
+def number(value: float | None, *, percent: bool = False) -> str:
+    """Three digits, or a percentage."""
+    if value is None:
+        return DASH
+    return f"{value:.0%}" if percent else f"{value:.3g}"
+
+
+def percent(gain: Interval) -> str:
+    """`+25 % (+10 to +40 %)`."""
+    return f"{gain.value * 100:+.0f} % ({gain.low * 100:+.0f} to {gain.high * 100:+.0f} %)"
