@@ -133,7 +133,7 @@ def test_the_operator_is_started_with_what_the_values_say(render):
         "--metrics-port=9191",
         "--log-format=plain",
     ]
-    assert [variable["name"] for variable in full["env"]] == ["POD_ID", "POD_IP", "HTTPS_PROXY"]
+    assert [variable["name"] for variable in full["env"]] == ["POD_ID", "HTTPS_PROXY"]
     assert [port["containerPort"] for port in full["ports"]] == [8181, 9191]
 
 

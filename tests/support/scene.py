@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 from specdecode.cluster.kube import DEPLOYMENTS, JSON_PATCH, PODS, POLICIES, REPLICASETS, Json, Resource
+from specdecode.lab.audit import Write
 from specdecode.lab.lab import Lab
 from specdecode.sim.workload import Phase
 from support.operators import Operator
@@ -22,6 +23,7 @@ T = TypeVar("T")
 NAME = "chat"
 EVENTS = Resource("v1", "events")
 NAMESPACES = Resource("v1", "namespaces")
+NODES = Resource("v1", "nodes")
 SERVE = ("--model=meta-llama/Llama-32B", "--port=8000", "--stream-interval=8")
 NGRAM: Json = {
     "name": "ngram",
@@ -52,7 +54,13 @@ def deployment(
         "args": list(args),
         "ports": [{"name": "http", "containerPort": 8000}],
         "env": [{"name": name, "value": value} for name, value in (env or {}).items()],
-        "readinessProbe": {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1},
+        # Patient: a machine that is busy with other tests is no reason to take a pod out of service.
+        "readinessProbe": {
+            "httpGet": {"path": "/health", "port": 8000},
+            "periodSeconds": 1,
+            "timeoutSeconds": 5,
+            "failureThreshold": 6,
+        },
         **({"command": list(command)} if command else {}),
         **({"resources": {"limits": dict(resources)}} if resources else {}),
     }
@@ -187,6 +195,16 @@ class Scene:
         return current and counts == {spec["replicas"]} and len(self.pods) == spec["replicas"]
 
     @property
+    def paused(self) -> bool:
+        return bool(self.deployment and self.deployment["spec"].get("paused"))
+
+    @property
+    def revision(self) -> int:
+        """How often the Deployment has been rolled, the first time included."""
+        assert self.deployment is not None
+        return int(self.deployment["metadata"]["annotations"]["deployment.kubernetes.io/revision"])
+
+    @property
     def templates(self) -> list[Json]:
         """Every pod template that the Deployment had, oldest first."""
         found: list[Json] = []
@@ -208,11 +226,11 @@ class Scene:
 
     # --- what is done ---
 
-    async def serve(self, manifest: Json | None = None, kind: Phase | None = SUMMARIES) -> Traffic:
-        """Starts a Deployment and, once it is up, its clients (none of them for None)."""
+    async def serve(self, manifest: Json | None = None, kind: Phase = SUMMARIES) -> Traffic:
+        """Starts a Deployment and, once it is up, its clients."""
         await self.lab.apply([manifest or deployment()], self.namespace)
         await self.until("the Deployment to be up", lambda: self.settled, within=60)
-        return self.load(kind or replace_rate(SUMMARIES, 1e-9))
+        return self.load(kind)
 
     def load(self, kind: Phase) -> Traffic:
         """Starts clients."""
@@ -230,6 +248,18 @@ class Scene:
     async def change_deployment(self, *operations: Json) -> None:
         """What a user or another controller does: a JSON patch."""
         await self.kube.patch(DEPLOYMENTS, NAME, self.namespace, list(operations), JSON_PATCH)
+
+    async def read_policy(self) -> Json:
+        """The policy as the API server has it at this moment."""
+        return await self.kube.get(POLICIES, NAME, self.namespace)
+
+    async def add_resource(self, name: str, count: int) -> str:
+        """Gives the node so many of a resource that only this scene asks for: GPUs that are scarce."""
+        (node,) = await self.kube.list(NODES)
+        resource = f"example.com/{name}"
+        capacity = {"capacity": {resource: str(count)}, "allocatable": {resource: str(count)}}
+        await self.kube.patch(NODES, node["metadata"]["name"], None, {"status": capacity}, subresource="status")
+        return resource
 
     async def delete_policy(self, *, wait: bool = True) -> None:
         await self.kube.delete(POLICIES, NAME, self.namespace)
@@ -266,9 +296,22 @@ class Scene:
     async def replicasets(self) -> list[Json]:
         return await self.kube.list(REPLICASETS, self.namespace)
 
-    def operator_writes(self, user: str) -> list[Any]:
-        """What a user has written in this namespace, by the API server's audit log."""
+    def writes(self, user: str) -> list[Write]:
+        """What a user has written in this namespace so far, by the API server's audit log."""
         return [w for w in self.lab.audit() if w.user == user and w.namespace == self.namespace]
+
+    async def settled_writes(self, user: str) -> list[Write]:
+        """The same, once nothing came for some seconds: an Event may be on its way."""
+        seen = self.writes(user)
+        while True:
+            await asyncio.sleep(5)
+            if len(now := self.writes(user)) == len(seen):
+                return now
+            seen = now
+
+    async def rest(self, seconds: float) -> None:
+        """Lets time pass: for what must not happen."""
+        await asyncio.sleep(seconds)
 
     # --- what must be true ---
 
@@ -320,19 +363,6 @@ class Scene:
                 *(ours or lines)[-30:],
             ]
         )
-
-
-def replace_rate(kind: Phase, rate: float) -> Phase:
-    """The same requests at another rate."""
-    return Phase(
-        kind.name,
-        kind.seconds,
-        rate=rate,
-        mix=kind.mix,
-        temperature=kind.temperature,
-        prompt_tokens=kind.prompt_tokens,
-        output_tokens=kind.output_tokens,
-    )
 
 
 def _ready(pod: Json) -> bool:

@@ -13,9 +13,11 @@ from specdecode.sim.workload import Arrival, Phase
 SUMMARIES = Phase("summaries", 1.0, rate=6.0, mix={"summarise": 1.0}, prompt_tokens=(100, 200), output_tokens=(30, 50))
 """Requests that n-gram speeds up a lot."""
 HOT_CHAT = Phase(
-    "hot chat", 1.0, rate=6.0, mix={"chat": 1.0}, temperature=1.0, prompt_tokens=(100, 200), output_tokens=(30, 50)
+    "hot chat", 1.0, rate=9.0, mix={"chat": 1.0}, temperature=1.0, prompt_tokens=(100, 200), output_tokens=(100, 140)
 )
-"""Requests of which n-gram guesses little."""
+"""Requests of which n-gram guesses little: it finds few matches, and those are wrong."""
+
+NOTHING = Phase("nothing", 1.0, rate=1e-9)
 
 
 class Traffic:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from specdecode.cluster.kube import DEPLOYMENTS, PODS, POLICIES, Json, Kube, Resource
+from specdecode.cluster.kube import DEPLOYMENTS, PODS, POLICIES, ApiError, Json, Kube, Resource
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 WATCHED = (POLICIES, DEPLOYMENTS, PODS)
@@ -35,7 +38,9 @@ class View:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for ended in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(ended, Exception):
+                    raise ended
 
     async def until(self, what: str, check: Callable[[], T], within: float) -> T:
         """The first true result of `check`, looked at after every change. Raises AssertionError after `within` s."""
@@ -49,22 +54,29 @@ class View:
 
     async def _follow(self, resource: Resource) -> None:
         while True:
-            answer = await self._kube.request("GET", resource.path())
-            kind = {"apiVersion": resource.api_version}
-            known = self.objects[resource]
-            known.clear()
-            for item in answer["items"]:
-                await self._take(resource, kind | item)
-            async for event in self._kube.watch(
-                resource, resource_version=answer["metadata"]["resourceVersion"], seconds=3600
-            ):
-                if event["type"] == "ERROR":
-                    break
-                if event["type"] == "DELETED":
+            try:
+                await self._watch(resource)
+            except ApiError as e:
+                # A custom resource that was defined just now is not served yet.
+                log.info("watching %s: %s", resource.plural, e)
+                await asyncio.sleep(0.1)
+
+    async def _watch(self, resource: Resource) -> None:
+        answer = await self._kube.request("GET", resource.path())
+        known = self.objects[resource]
+        known.clear()
+        for item in answer["items"]:
+            await self._take(resource, item)
+        version = answer["metadata"]["resourceVersion"]
+        async for event in self._kube.watch(resource, resource_version=version, seconds=3600):
+            match event["type"]:
+                case "ADDED" | "MODIFIED":
+                    await self._take(resource, event["object"])
+                case "DELETED":
                     known.pop(_key(event["object"]), None)
                     await self._tell()
-                elif event["type"] != "BOOKMARK":
-                    await self._take(resource, event["object"])
+                case "ERROR":
+                    return
 
     async def _take(self, resource: Resource, item: Json) -> None:
         key = _key(item)

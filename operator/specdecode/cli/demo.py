@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +32,8 @@ def demo(
 
     Exits with 1 when the loop did not do its job.
     """
-    console = Console()
+    # A log is read in a wide window; a terminal says how wide it is.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
     repository = find_repository(Path.cwd())
     if repository is None:
         console.print("specdecode demo: run it inside the repository: it installs the operator from its chart")

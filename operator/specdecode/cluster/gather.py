@@ -57,7 +57,12 @@ class Gatherer:
         replicasets, pods = await self._owned(deployment)
         server = read(container, None)
         port = _port(spec, container, server)
+        if isinstance(port, Problem):
+            return replace(base, problem=port)
         version = await self._version(spec, container, pods, port)
+        if version is None and status.rollout is not None and status.vllm_version:
+            # A change under way must be taken back even while no server answers.
+            version = Version.parse(status.vllm_version)
         if version is None:
             return replace(
                 base,
@@ -212,15 +217,20 @@ def _option(replicaset: Json, live: Container, menu: Menu, option: Option | None
     return option if same(container, live) else menu.identify(container)
 
 
-def _port(spec: SpecDecodePolicySpec, container: Container, server: Server | Unmanageable) -> int:
+def _port(spec: SpecDecodePolicySpec, container: Container, server: Server | Unmanageable) -> int | Problem:
     """Where the metrics are: as the policy says, else where the server's arguments say."""
     port = spec.metrics.port
     if isinstance(port, int):
         return port
     if port is not None:
         named = {p.get("name"): p["containerPort"] for p in container.get("ports") or []}
-        if port in named:
-            return int(named[port])
+        if port not in named:
+            return Problem(
+                "PortUnknown",
+                f"container {container['name']} has no port named {port}: name one of its ports in spec.metrics.port, or"
+                " write the number",
+            )
+        return int(named[port])
     told = None if isinstance(server, Unmanageable) else server.port
     return told or 8000
 

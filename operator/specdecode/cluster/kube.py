@@ -119,12 +119,14 @@ class Kube:
         response = await self._send(method, path, query, body, content_type)
         raw = await response.read()
         try:
-            answer: Any = json.loads(raw) if raw else {}
+            answer = json.loads(raw) if raw else {}
         except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
             answer = {"message": raw.decode(errors="replace")}
         if response.status >= 400:
             raise ApiError(response.status, answer.get("reason", ""), answer.get("message", ""))
-        return answer if isinstance(answer, dict) else {"value": answer}
+        return dict(answer)
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Json:
         """One object."""

@@ -33,8 +33,11 @@ class Scraper:
     """Reads metrics pages. Use it as an async context manager."""
 
     def __init__(self, transport: httpx.AsyncBaseTransport | None = None, timeout: float = TIMEOUT) -> None:
-        # A cluster's HTTP proxy has no business between the operator and its pods.
-        self._http = httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
+        # A cluster's HTTP proxy has no business between the operator and its pods; nor has compression, which would
+        # let a small answer become a large page.
+        self._http = httpx.AsyncClient(
+            transport=transport, timeout=timeout, trust_env=False, headers={"Accept-Encoding": "identity"}
+        )
         self._timeout = timeout
         self._turn = asyncio.Semaphore(CONCURRENCY)
 
@@ -59,18 +62,18 @@ class Scraper:
         """What the server's `/version` says; None when it does not answer or is not vLLM's."""
         try:
             body = await self._get(f"{base_url}/version")
-        except (httpx.HTTPError, TimeoutError, ValueError):
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError):
             return None
         return Version.parse(body.decode(errors="replace"))
 
     async def _page(self, url: str) -> Scrape:
         try:
             return Scrape(page=read_page(await self._get(url)))
-        except TimeoutError:
+        except (TimeoutError, httpx.TimeoutException):
             return Scrape(problem=f"{url} did not answer within {self._timeout:g} s")
         except httpx.HTTPError as e:
             return Scrape(problem=f"{url}: {str(e) or type(e).__name__}")
-        except (PageError, ValueError) as e:
+        except (PageError, ValueError, httpx.InvalidURL) as e:
             return Scrape(problem=f"{url}: {e}")
 
     async def _get(self, url: str) -> bytes:
@@ -78,6 +81,8 @@ class Scraper:
         async with self._turn, asyncio.timeout(self._timeout), self._http.stream("GET", url) as response:
             if response.status_code != httpx.codes.OK:
                 raise ValueError(f"HTTP status {response.status_code}")
+            if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+                raise ValueError(f"the page is compressed ({encoding}) though it was not asked to be")
             body = bytearray()
             async for part in response.aiter_bytes():
                 body += part

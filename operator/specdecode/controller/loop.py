@@ -59,14 +59,14 @@ class PolicyLoop:
             # Written before the Deployment is touched: who finds it after a crash knows what was meant.
             await self._write(policy, after)
             self._knowledge = o.knowledge
-            if step.desired is not None:
-                await self._apply(o, step.desired, policy["metadata"]["namespace"])
+            key = _key(policy)
             for notice in notices(before, after):
                 log.info("%s: %s", notice.reason, notice.message, extra={"policy": policy["metadata"]["name"]})
                 post(notice)
-            key = _key(policy)
             if step.finished is not None:
                 self._telemetry.changed(key, step.finished.outcome.value, step.finished.outcome_reason)
+            if step.desired is not None:
+                await self._apply(o, step.desired, policy["metadata"]["namespace"])
             self._telemetry.ticked(key, o, d, after, self._clock() - started)
 
     async def clear(self, policy: Mapping[str, Any]) -> None:

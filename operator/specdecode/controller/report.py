@@ -32,11 +32,14 @@ from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Knowledge
 from specdecode.policy.clock import seconds_of, text_of
 from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.gates import failures
 from specdecode.policy.observation import Observation
-from specdecode.policy.options import configuration, fields_of, fingerprint
+from specdecode.policy.options import Menu, configuration, fields_of, fingerprint
 from specdecode.rollout.phases import Step
 
 HISTORY = 20
+PROFILES = 17
+"""What the API's list takes."""
 REFRESH_TICKS = 4
 """Figures alone are written at most every so many ticks."""
 FAILURES_THAT_DEGRADE = 3
@@ -84,7 +87,7 @@ def notices(before: SpecDecodePolicyStatus, after: SpecDecodePolicyStatus) -> li
         was, is_ = _condition(before, type_), _condition(after, type_)
         was_bad, is_bad = was is not None and was.status == bad_when, is_ is not None and is_.status == bad_when
         if is_ is not None and was_bad != is_bad:
-            text = is_.message or f"{type_.value} is {is_.status} again"
+            text = is_.message or f"{type_.value} is {is_.status}"
             found.append(Notice("Warning" if is_bad else "Normal", is_.reason, text))
     recommended = after.recommendation
     wanted = recommended and after.active and recommended.profile != after.active.profile and after.rollout is None
@@ -121,9 +124,17 @@ def _status(o: Observation, d: Decision, step: Step, before: SpecDecodePolicySta
             "rollout": step.rollout,
             "history": history,
             "original": _original(o, before),
-            "applied": fingerprint(step.desired.container) if step.desired else before.applied,
+            "applied": _applied(step) or before.applied,
         }
     )
+
+
+def _applied(step: Step) -> str | None:
+    """What the operator is about to write. When it gives back what it borrowed, it leaves the command line alone: that
+    may be somebody else's."""
+    if step.desired is None or step.rollout is None or step.rollout.phase is RolloutPhase.FINISHING:
+        return None
+    return fingerprint(step.desired.container)
 
 
 def _original(o: Observation, before: SpecDecodePolicyStatus) -> Original | None:
@@ -175,8 +186,9 @@ def _observation(o: Observation) -> ObservationStatus:
 
 
 def _profiles(o: Observation) -> list[ProfileStatus]:
-    names = dict.fromkeys([*(o.menu.profiles if o.menu else ()), *o.knowledge])
-    return [_profile(name, o.knowledge.get(name), o) for name in names]
+    # What is known of profiles that are gone is forgotten; not of all only because the workload is away for a moment.
+    here = [*o.menu.profiles, *(option.profile for option in o.menu.options)] if o.menu else o.knowledge
+    return [_profile(name, o.knowledge.get(name), o) for name in list(dict.fromkeys(here))[:PROFILES]]
 
 
 def _profile(name: str, known: Knowledge | None, o: Observation) -> ProfileStatus:
@@ -222,7 +234,9 @@ def knowledge_of(status: SpecDecodePolicyStatus) -> Mapping[str, Knowledge]:
             tokens_per_step=p.tokens_per_step or 1.0,
             drafted_per_step=p.drafted_per_step or 0.0,
             tpot_seconds=p.time_per_output_token,
-            step_times=tuple(knowledge.StepTime(t.batch_size, t.tokens, t.seconds, t.prompt_tokens) for t in p.step_times),
+            step_times=tuple(
+                knowledge.StepTime(t.batch_size, t.tokens, t.seconds, t.prompt_tokens) for t in p.step_times
+            ),
         )
         for p in status.profiles
         if p.measured_at or p.step_times
@@ -233,23 +247,19 @@ def _conditions(o: Observation, d: Decision, step: Step, before: SpecDecodePolic
     unmanaged = d.reason in (Reason.WORKLOAD_MISSING, Reason.NOT_MANAGEABLE, Reason.FIELD_CONTESTED)
     reason = o.problem.reason if d.reason is Reason.NOT_MANAGEABLE and o.problem else d.reason.value
     blind = d.reason is Reason.METRICS_MISSING
-    answered = any(p.answered for p in o.pods) and d.reason is not Reason.METRICS_STALE
-    failures = 0
-    for entry in [step.finished, *before.history] if step.finished else before.history:
-        if entry.outcome is Outcome.SUCCESSFUL:
-            break
-        failures += 1
+    answered = any(p.answered for p in o.pods) and not blind and d.reason is not Reason.METRICS_STALE
+    history = [step.finished, *before.history] if step.finished else before.history
     change = step.rollout
     made: list[tuple[ConditionType, bool | None, str, str]] = [
         (
             ConditionType.READY,
             not unmanaged,
             reason if unmanaged else "Suspended" if o.policy.suspend else _MODES[o.policy.mode],
-            d.message if unmanaged else f"vLLM {o.menu.version} in {o.policy.target_ref.name}" if o.menu else d.message,
+            d.message if unmanaged or o.menu is None else _managed(o, o.menu),
         ),
         (
             ConditionType.METRICS_AVAILABLE,
-            None if unmanaged or not (blind or answered) else not blind,
+            answered or (False if blind else None),
             "PodsAnswer" if answered else d.reason.value,
             "" if answered else d.message,
         ),
@@ -265,24 +275,29 @@ def _conditions(o: Observation, d: Decision, step: Step, before: SpecDecodePolic
             change.reason if change else (d.held_back[0] if d.held_back else d.reason).value,
             d.message if d.held_back is None else f"{d.message}; {d.held_back[1]}",
         ),
-        _degraded(d, failures),
+        _degraded(d, failures(history)),
         _mixed(o),
     ]
     return [_made(o, before, *c) for c in made]
 
 
+def _managed(o: Observation, menu: Menu) -> str:
+    refused = (f"; profile {profile} cannot run: {why}" for profile, why in o.estimates.unavailable.items())
+    return f"vLLM {menu.version} in {o.policy.target_ref.name}{''.join(refused)}"
+
+
 _MODES = {Mode.OBSERVE: "Observing", Mode.RECOMMEND: "Recommending", Mode.AUTO: "Managing"}
 
 
-def _degraded(d: Decision, failures: int) -> tuple[ConditionType, bool, str, str]:
+def _degraded(d: Decision, failed: int) -> tuple[ConditionType, bool, str, str]:
     if d.reason is Reason.FIELD_CONTESTED:
         return ConditionType.DEGRADED, True, d.reason.value, d.message
-    if failures >= FAILURES_THAT_DEGRADE:
+    if failed >= FAILURES_THAT_DEGRADE:
         return (
             ConditionType.DEGRADED,
             True,
             "ChangesFail",
-            f"the last {failures} changes were taken back: see status.history",
+            f"the last {failed} changes did not succeed: see status.history",
         )
     return ConditionType.DEGRADED, False, "AsExpected", ""
 

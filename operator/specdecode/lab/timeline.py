@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,13 +11,17 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from numpy.typing import NDArray
 
 from specdecode.lab.demo import MANAGED, NGRAM, OFF, PHASES, TITLES, Run
 from specdecode.sim.load import Record
 
+Array = NDArray[np.float64]
+
 BIN = 2.0
 COLOURS = {MANAGED: "#0072b2", OFF: "#999999", NGRAM: "#d55e00"}
-PROFILE_COLOURS = {"disabled": "#bbbbbb", "ngram": "#56b4e9", "unknown": "#eeeeee"}
+PROFILE_COLOURS = {"disabled": "#cccccc", "draft": "#e69f00", "ngram": "#56b4e9"}
+UNKNOWN = "#eeeeee"
 
 
 def draw(run: Run, file: Path) -> None:
@@ -39,14 +43,13 @@ def draw(run: Run, file: Path) -> None:
     tpot.legend(loc="upper left", frameon=False)
     marks = [*run.profiles, (end, "unknown", None)]
     for (start, active, trying), (until, *_) in itertools.pairwise(marks):
-        profile.axvspan(start, until, color=PROFILE_COLOURS.get(active, "#eeeeee"), lw=0)
+        profile.axvspan(start, until, color=PROFILE_COLOURS.get(active, UNKNOWN), lw=0)
         if trying:
-            profile.axvspan(
-                start, until, ymax=0.35, color=PROFILE_COLOURS.get(trying, "#eeeeee"), hatch="////", ec="#444444", lw=0
-            )
-        if until - start > 0.06 * end:
-            text = f"{active}, canary of {trying}" if trying else active
-            profile.text((start + until) / 2, 0.65, text, ha="center", va="center", fontsize=8)
+            colour = PROFILE_COLOURS.get(trying, UNKNOWN)
+            profile.axvspan(start, until, ymax=0.4, color=colour, hatch="////", ec="#444444", lw=0)
+        for text, height, width in ((active, 0.7, 0.05), (trying and "canary", 0.2, 0.045)):
+            if text and until - start > width * end:
+                profile.text((start + until) / 2, height, text, ha="center", va="center", fontsize=8, clip_on=True)
     profile.set_yticks([])
     profile.set_ylim(0, 1)
     profile.set_ylabel("runs")
@@ -64,12 +67,15 @@ def draw(run: Run, file: Path) -> None:
     plt.close(figure)
 
 
-def _binned(records: Sequence[Record], end: float, when, value) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[no-untyped-def, type-arg]
+def _binned(
+    records: Sequence[Record], end: float, when: Callable[[Record], float], value: Callable[[Sequence[Record]], float]
+) -> tuple[Array, Array]:
+    """Seconds, and the value of the records in each bin."""
     count = max(1, int(np.ceil(end / BIN)))
     bins: list[list[Record]] = [[] for _ in range(count)]
     for r in records:
         bins[min(count - 1, int(when(r) / BIN))].append(r)
-    return (np.arange(count) + 0.5) * BIN, np.array([value(b) for b in bins])
+    return np.array([(i + 0.5) * BIN for i in range(count)]), np.array([value(b) for b in bins])
 
 
 def _mean_tpot(records: Sequence[Record]) -> float:

@@ -5,8 +5,9 @@ A decoding step reads every weight once, whatever it works on, and computes each
 (a smooth roofline; on a measured H200 surface with a 32B model, m = 18 ms and n* = 159 fit every batch size and K
 within a few percent). Speculation works on B(1 + drafted) tokens per step and adds its drafter's time, a factor per
 option. Prompts share the steps: each of their tokens adds its computation, m/n* seconds, and that is what slows
-decoding when many come. m, n* and the factors are learnt from this workload's own steps: for each n* on a grid a
-Bayesian linear regression of log T, the grid points weighted by how well they explain what was seen.
+decoding when many come. m, n* and the factors are learnt from this workload's own steps: for each n* and scatter on a
+grid a Bayesian linear regression of log T, the grid points weighted by how well they explain what was seen. Where steps
+are no roofline (a mixture of experts, long contexts), the scatter grows, and the intervals with it.
 
 Options are compared at equal *offered load*, not at equal batch size: slower steps pile up requests. A pod asked for
 λ tokens/s settles where `B = λ T(B) / E`; where no B up to `max_num_seqs` does, it is saturated.
@@ -14,6 +15,7 @@ Options are compared at equal *offered load*, not at equal batch size: slower st
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -98,8 +100,12 @@ _OTHER = _Prior(2.2, 0.30, 1.25, 0.20)
 _GRID = np.geomspace(16.0, 2048.0, 43)
 _LOG_KNEE = (math.log(170.0), 0.8)
 """n* of dense models on recent GPUs: peak FLOP/s x bytes per weight / (2 x memory bandwidth), about 170 on an H200."""
-_NOISE = 0.03
-"""Scatter of log T around the roofline on measured surfaces of dense models."""
+_SCATTERS = (0.03, 0.06, 0.12, 0.24, 0.48)
+"""Standard deviations of log T around the roofline: 0.03 on measured surfaces of dense models."""
+_DENSE = 2
+"""Steps without scatter that are taken as seen: most models are dense."""
+_FACTOR = (math.log(1.25), 0.5)
+"""log of a drafter's factor before it was measured, and its standard deviation."""
 _MODEL_ERROR = 0.06
 """What the roofline misses away from what was measured, per factor e of distance in n."""
 _SHADOW_FACTOR = 1.14
@@ -126,56 +132,58 @@ class RooflineModel:
 
     def __init__(self, known: Mapping[str, Knowledge], max_num_seqs: int, now: float) -> None:
         self._known, self._max, self._now = known, float(max_num_seqs), now
-        self._columns = {name: 1 + i for i, name in enumerate(sorted(known))}
+        drafters = sorted(name for name, k in known.items() if any(t.drafted for t in k.step_times))
+        self._columns = {name: 1 + i for i, name in enumerate(drafters)}
         self._fit()
 
     def _fit(self) -> None:
-        rows = [(name, t) for name in self._columns for t in self._known[name].step_times]
-        size = 1 + len(self._columns)
-        design = np.zeros((len(rows), size))
+        rows = [(self._columns.get(name), t) for name, known in self._known.items() for t in known.step_times]
+        design = np.zeros((len(rows), 1 + len(self._columns)))
         design[:, 0] = 1.0
-        for i, (name, t) in enumerate(rows):
+        for i, (column, t) in enumerate(rows):
             # Without drafts there is no drafter: such steps are the roofline itself.
-            design[i, self._columns[name]] = float(t.drafted)
+            if column is not None and t.drafted:
+                design[i, column] = 1.0
         log_seconds = np.array([math.log(t.seconds) for _, t in rows])
         tokens, prompt = np.array([t.tokens for _, t in rows]), np.array([t.prompt_tokens for _, t in rows])
         self._seen = np.log(np.maximum(tokens, 1.0))
-        prior_mean = np.array([math.log(0.02), *(math.log(self._factor(name)[0]) for name in self._columns)])
-        prior_sd = np.array([2.0, *(self._factor(name)[1] for name in self._columns)])
-        means, covariances, evidence = [], [], []
-        for knee in _GRID:
+        prior_mean = np.array([math.log(0.02), *(_FACTOR[0] for _ in self._columns)])
+        prior_sd = np.array([2.0, *(_FACTOR[1] for _ in self._columns)])
+        knees, scatters, means, covariances, evidence = [], [], [], [], []
+        for knee, scatter in itertools.product(_GRID, _SCATTERS):
             y = log_seconds - _roofline(tokens, knee, prompt)
-            precision = np.diag(prior_sd**-2.0) + design.T @ design / _NOISE**2
+            precision = np.diag(prior_sd**-2.0) + design.T @ design / scatter**2
             covariance = np.linalg.inv(precision)
-            mean = covariance @ (prior_mean / prior_sd**2 + design.T @ y / _NOISE**2)
+            mean = covariance @ (prior_mean / prior_sd**2 + design.T @ y / scatter**2)
             residual = y - design @ mean
-            misfit = residual @ residual / _NOISE**2 + float((((mean - prior_mean) / prior_sd) ** 2).sum())
+            misfit = residual @ residual / scatter**2 + float((((mean - prior_mean) / prior_sd) ** 2).sum())
             knee_prior = ((math.log(knee) - _LOG_KNEE[0]) / _LOG_KNEE[1]) ** 2
+            knees.append(knee)
+            scatters.append(scatter)
             means.append(mean)
             covariances.append(covariance)
-            evidence.append(-0.5 * (misfit + knee_prior) + 0.5 * float(np.linalg.slogdet(covariance)[1]))
+            evidence.append(
+                -0.5 * (misfit + knee_prior)
+                + 0.5 * float(np.linalg.slogdet(covariance)[1])
+                - (len(rows) + _DENSE) * math.log(scatter)
+            )
         weights = np.exp(np.array(evidence) - max(evidence))
         self._weights: Array = weights / weights.sum()
+        self._knees: Array = np.array(knees)
         self._means: Array = np.array(means)
         self._covariances: Array = np.array(covariances)
-
-    def _factor(self, name: str) -> tuple[float, float]:
-        known = self._known[name]
-        prior = _PRIORS[Method.NGRAM] if known.drafted_per_step else _OTHER
-        return prior.factor, 0.5 if known.step_times else prior.factor_sd
+        self._scatter = float(self._weights @ np.square(scatters))
 
     def _log_step(
         self, option: Option, tokens: Array, drafting: Array, prompt_rate: float = 0.0
     ) -> tuple[Array, Array]:
         """Mean and standard deviation of log T at each number of tokens, with prompts at tokens/s."""
-        size = 1 + len(self._columns)
         column = self._columns.get(option.profile)
-        measured = column is not None and any(t.drafted for t in self._known[option.profile].step_times)
-        x = np.zeros((len(tokens), size))
+        x = np.zeros((len(tokens), 1 + len(self._columns)))
         x[:, 0] = 1.0
         extra_mean, extra_variance = np.zeros(len(tokens)), np.zeros(len(tokens))
         if option.speculation is not None:
-            if measured and column is not None:
+            if column is not None:
                 x[:, column] = drafting
             else:
                 prior = _PRIORS.get(option.speculation.method, _OTHER)
@@ -183,13 +191,13 @@ class RooflineModel:
                 extra_variance += drafting * prior.factor_sd**2
             extra_mean += (1 - drafting) * math.log(_SHADOW_FACTOR)
             extra_variance += (1 - drafting) * 0.08**2
-        mu = self._means @ x.T + _roofline(tokens[None, :], _GRID[:, None])
+        mu = self._means @ x.T + _roofline(tokens[None, :], self._knees[:, None])
         # A step that takes T computes rate x T prompt tokens: T = T_decode + (m / n*) rate T.
-        prefilling = prompt_rate * np.exp(self._means[:, 0]) / _GRID
+        prefilling = prompt_rate * np.exp(self._means[:, 0]) / self._knees
         mu -= np.log1p(-np.minimum(prefilling, _BUSIEST))[:, None]
         variance = np.einsum("ij,gjk,ik->gi", x, self._covariances, x)
         mean = self._weights @ mu
-        total = self._weights @ (variance + (mu - mean) ** 2)
+        total = self._weights @ (variance + (mu - mean) ** 2) + self._scatter
         distance = np.abs(np.log(np.maximum(tokens, 1.0))[:, None] - self._seen[None, :]).min(axis=1, initial=3.0)
         return mean + extra_mean, np.sqrt(total + extra_variance + (_MODEL_ERROR * distance) ** 2)
 
@@ -201,14 +209,17 @@ class RooflineModel:
         prior = _PRIORS.get(option.speculation.method, _OTHER)
         expected = min(prior.tokens_per_step, 1.0 + k_max)
         known = self._known.get(option.profile)
+        positions = known.per_position if known is not None else ()
         if known is not None and known.measured_at is not None and known.drafted_per_step > 0:
             fresh = math.exp(-max(0.0, self._now - known.measured_at) / _MEMORY)
-            full = known.tokens_per_step**fresh * expected ** (1 - fresh)
-            drafted = fresh * known.drafted_per_step + (1 - fresh) * k_max
+            # It may have been measured at another K, before the profile was edited.
+            k_then = len(positions) or k_max
+            seen = 1 + (max(known.tokens_per_step, 1.0) - 1) * _share(k_max, k_then, positions)
+            full = min(seen, 1.0 + k_max) ** fresh * expected ** (1 - fresh)
+            drafted = fresh * known.drafted_per_step * k_max / k_then + (1 - fresh) * k_max
             sd = math.sqrt((_TOKENS_SD * fresh) ** 2 + prior.tokens_sd**2 * (1 - fresh**2))
         else:
             full, drafted, sd = expected, float(k_max), prior.tokens_sd
-        positions = known.per_position if known is not None else ()
         k = np.array([float(option.speculation.k_at(b)) for b in batch])
         share = np.array([_share(int(value), k_max, positions) for value in k])
         return 1 + (full - 1) * share, drafted * k / k_max, (k > 0).astype(np.float64), sd

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from specdecode.model.measure import Measurement
 
@@ -86,7 +86,8 @@ def learn(
             acceptance=acceptance or known.acceptance,
             accepted_length=measured.accepted_length or known.accepted_length,
             per_position=measured.per_position or known.per_position,
-            tokens_per_step=measured.tokens_per_step or known.tokens_per_step,
+            # A step gives every request a token; at the edges of a window a few are counted on the wrong side.
+            tokens_per_step=max(1.0, measured.tokens_per_step or known.tokens_per_step),
             drafted_per_step=(measured.draft_tokens or 0.0) / steps,
             tpot_seconds=measured.tpot_seconds or known.tpot_seconds,
         )
@@ -108,7 +109,7 @@ def _binned(times: tuple[StepTime, ...], new: StepTime) -> tuple[StepTime, ...]:
 
     old = next((t for t in times if bin_of(t) == bin_of(new)), None)
     if old is not None:
-        new = StepTime(*(_mixed(getattr(old, f), getattr(new, f)) for f in ("batch_size", "tokens", "seconds", "prompt_tokens")))
+        new = StepTime(*(_mixed(getattr(old, f.name), getattr(new, f.name)) for f in fields(StepTime)))
     kept = [t for t in times if t is not old]
     return tuple(sorted([*kept[-(MAX_STEP_TIMES - 1) :], new], key=lambda t: t.tokens))
 

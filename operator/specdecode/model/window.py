@@ -141,7 +141,8 @@ def acceptance_spread(windows: Iterable[Window]) -> Spread | None:
     if not rates:
         return None
     drafted = sum(weight for _, weight in rates)
-    return Spread(*(_weighted_quantile(rates, q * drafted) for q in (0.1, 0.5, 0.9)), drafted)
+    p10, p50, p90 = (_weighted_quantile(rates, q * drafted) for q in (0.1, 0.5, 0.9))
+    return Spread(p10, p50, p90, drafted)
 
 
 def _drafting_parts(window: Window) -> Iterable[tuple[float, float]]:

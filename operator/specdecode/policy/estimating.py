@@ -10,7 +10,7 @@ from specdecode.api.v1alpha1 import BatchSizeTuningMode
 from specdecode.model.cost import CostModel, OfferedLoad, Option, Prediction
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Knowledge, learn
-from specdecode.model.measure import Measurement
+from specdecode.model.measure import Change, Measurement
 from specdecode.model.window import Window, acceptance_spread, pods_together
 from specdecode.policy.observation import Estimates, Observation, Pod
 from specdecode.policy.options import Menu
@@ -45,17 +45,16 @@ def estimate(o: Observation, model_of: ModelFactory) -> Observation:
     limit = o.menu.server.max_num_seqs or DEFAULT_MAX_NUM_SEQS
     model = model_of(knowledge, limit, o.now)
     break_even = {option.profile: model.break_even(option) for option in o.menu.options}
-    candidates = tuple(
-        c
-        for option in o.menu.options
-        if not isinstance(o.menu.render(c := _with_threshold(o, o.menu, option, break_even, limit)), Unmanageable)
-    )
+    options = [_with_threshold(o, o.menu, option, break_even, limit) for option in o.menu.options]
+    refused = {c.profile: r.message for c in options if isinstance(r := o.menu.render(c), Unmanageable)}
+    candidates = tuple(c for c in options if c.profile not in refused)
     rate = measured.acceptance_rate if measured else None
     estimates = Estimates(
         load=load,
         measured=measured,
         acceptance=(rate, spread.p10, spread.p50, spread.p90) if spread and rate is not None else None,
         candidates=candidates,
+        unavailable=refused,
         predictions={c.profile: model.predict(c, load) for c in candidates} if load else {},
         running=_running(model, o.active, load, measured) if load and o.active else None,
         break_even=break_even,
@@ -85,6 +84,8 @@ def _learnt(o: Observation, windows: Mapping[str, Window]) -> Mapping[str, Knowl
 def _offered(measured: Measurement | None, windows: list[Window]) -> OfferedLoad | None:
     """Output tokens per second and pod that users ask for: those served, and those of a queue that grows."""
     served = measured.generation_tokens_per_second if measured else None
+    # A pod that has only just come is not in `measured`.
+    windows = [w for w in windows if isinstance(w.change, Change)]
     if not served or not windows or measured is None:
         return None
     growth = math.fsum(max(0.0, _queue_growth(w)) for w in windows) * (measured.output_length or 0.0)
@@ -93,8 +94,6 @@ def _offered(measured: Measurement | None, windows: list[Window]) -> OfferedLoad
 
 def _queue_growth(window: Window) -> float:
     """Requests per second by which the queue grew."""
-    if len(window.readings) < 2:
-        return 0.0
     first, last = window.readings[0], window.readings[-1]
     waiting = [math.fsum(e.waiting or 0.0 for e in r.page.engines) for r in (first, last)]
     return (waiting[1] - waiting[0]) / (last.t - first.t)

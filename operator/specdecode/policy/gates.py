@@ -6,17 +6,18 @@ look for its reason here. `BRAKES` come last: they do not change what is right, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import takewhile
 
 from specdecode.api.quantities import format_duration, format_percent
-from specdecode.api.v1alpha1 import DISABLED, Mode, Outcome
+from specdecode.api.v1alpha1 import DISABLED, HistoryEntry, Mode, Outcome
 from specdecode.model.cost import Option, Prediction
 from specdecode.model.estimate import Estimate
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.observation import Observation
-from specdecode.policy.options import describe
+from specdecode.policy.options import configuration, describe
 
 Gate = Callable[[Observation], Decision | None]
 Brake = Callable[[Observation, Decision], tuple[Reason, str] | None]
@@ -57,33 +58,39 @@ def not_manageable(o: Observation) -> Decision | None:
 def contested(o: Observation) -> Decision | None:
     """Somebody took our last change back: do not fight over the field (until the policy is edited)."""
     last = next((h for h in o.history if h.outcome is Outcome.SUCCESSFUL), None)
-    if last is None or o.active is None or o.active.profile == last.target.profile:
+    if last is None or o.active is None or configuration(o.active) == last.target:
         return None
     if last.policy_generation != o.generation or seconds_of(last.finished_at) < o.adopted_at:
         return None
     return Decision(
         Reason.FIELD_CONTESTED,
-        f"another owner took the arguments back from {last.target.profile} to {o.active.profile}; leaving them"
-        " alone. Let the arguments reference $(SPECDECODE_CONFIG), or exclude them from that owner, then edit the"
-        " policy",
+        f"another owner took the arguments that the last change wrote ({last.target.profile}) back to"
+        f" {describe(o.active)}; leaving them alone. Let the arguments reference $(SPECDECODE_CONFIG), or exclude them"
+        " from that owner, then edit the policy",
     )
 
 
 def change_in_progress(o: Observation) -> Decision | None:
     """One change at a time: ours."""
     if o.rollout is not None:
-        return Decision(
-            Reason.CHANGE_IN_PROGRESS, o.rollout.message)
+        return Decision(Reason.CHANGE_IN_PROGRESS, o.rollout.message)
     return None
 
 
 def workload_rolling(o: Observation) -> Decision | None:
-    """One change at a time: somebody else's."""
-    if o.workload is not None and not o.workload.settled:
-        return Decision(
-            Reason.WORKLOAD_ROLLING, f"Deployment {o.workload.name} is being rolled or scaled by somebody else"
-        )
-    return None
+    """One change at a time: somebody else's. Nor is a workload judged whose pods are not all there."""
+    w = o.workload
+    if w is None or w.settled:
+        return None
+    if w.deployment["spec"].get("paused"):
+        return Decision(Reason.WORKLOAD_ROLLING, f"Deployment {w.name} is paused (spec.paused): resume it first")
+    status = w.deployment.get("status") or {}
+    updated, available = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
+    return Decision(
+        Reason.WORKLOAD_ROLLING,
+        f"waiting for Deployment {w.name}, which is being rolled or scaled or lacks pods: of {w.replicas},"
+        f" {updated} are of its current template and {available} available",
+    )
 
 
 def metrics_are_missing(o: Observation) -> Decision | None:
@@ -94,6 +101,8 @@ def metrics_are_missing(o: Observation) -> Decision | None:
     problems = {p.problem for p in pods if p.problem}
     detail = f": {min(problems)}" if problems else ""
     what = f"none of {len(pods)} ready pods answered {o.policy.metrics.path}" if pods else "no pod is ready"
+    if o.workload is not None and o.workload.replicas == 0:
+        what = f"Deployment {o.workload.name} is scaled to 0"
     return Decision(Reason.METRICS_MISSING, f"{what}{detail}")
 
 
@@ -134,17 +143,20 @@ MINIMUM_REQUEST_STEPS = 200
 
 
 def acceptance_below_floor(o: Observation) -> Decision | None:
-    """Low acceptance is net negative: off, whatever the mean cost says (F1)."""
+    """Low acceptance is net negative (F1): off, unless both sides of the cost were measured here and say otherwise."""
     floor, acceptance = o.policy.guards.acceptance.disable_below, o.estimates.acceptance
     off = _candidate(o, DISABLED)
     if o.active is None or o.active.speculation is None or acceptance is None or off is None or acceptance[0] >= floor:
+        return None
+    gain, known = _gain(o, off), o.knowledge.get(DISABLED)
+    if gain is not None and gain.high < 0 and known is not None and known.step_times:
         return None
     return Decision(
         Reason.ACCEPTANCE_BELOW_FLOOR,
         f"{describe(o.active)} gets {acceptance[0]:.2f} of its drafted tokens accepted, below the floor of {floor:g}",
         off,
         change=True,
-        gain=_gain(o, off),
+        gain=gain,
         required_gain=0.0,
         urgent=True,
     )
@@ -204,13 +216,17 @@ def keep_what_runs(o: Observation) -> Decision | None:
     others = [(g, c) for c in o.estimates.candidates if _is_other(o, c) and (g := _gain(o, c)) is not None]
     active = describe(o.active) if o.active else "what runs"
     if not others:
-        return Decision(Reason.BEST_ALREADY, f"{active} stays: nothing else may run at this load", o.active)
+        refused = [f"{profile} cannot run: {why}" for profile, why in o.estimates.unavailable.items()]
+        return Decision(Reason.BEST_ALREADY, "; ".join([f"{active} stays: there is nothing else", *refused]), o.active)
     gain, best = max(others, key=lambda pair: pair[0].value)
     if gain.value <= 0:
         return Decision(Reason.BEST_ALREADY, f"{active} is expected to be the fastest", o.active)
-    barred = _barred(o, best)
-    minimum = format_percent(o.policy.objective.minimum_gain)
-    why = f", and {barred}" if barred else f"; {minimum} is the least that is worth a change"
+    if barred := _barred(o, best):
+        why = f", but {barred}"
+    elif gain.value >= o.policy.objective.minimum_gain:
+        why = ", but could not carry the load"
+    else:
+        why = f"; {format_percent(o.policy.objective.minimum_gain)} is the least that is worth a change"
     return Decision(
         Reason.GAIN_TOO_SMALL, f"{describe(best)} might be {_percent(gain)} faster{why}", o.active, gain=gain
     )
@@ -240,8 +256,8 @@ CHAIN: tuple[Gate, ...] = (
 
 
 def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
-    """Rest after a change, longer after changes that had to be taken back. A guard is not held back."""
-    if d.urgent or not o.history:
+    """Rest after a change, longer after changes that had to be taken back. A guard waits for those only."""
+    if not o.history or (d.urgent and o.history[0].outcome is Outcome.SUCCESSFUL):
         return None
     until = seconds_of(o.history[0].finished_at) + o.policy.rollout.cooldown * backoff(o)
     if o.now >= until:
@@ -280,14 +296,14 @@ def may_act(o: Observation, d: Decision) -> bool:
 # --- helpers ------------------------------------------------------------------------------------------------------
 
 
+def failures(history: Iterable[HistoryEntry]) -> int:
+    """How many of the last changes, newest first, did not succeed in a row."""
+    return sum(1 for _ in takewhile(lambda entry: entry.outcome is not Outcome.SUCCESSFUL, history))
+
+
 def backoff(o: Observation) -> int:
     """Factor on the cool-down: doubles with each of the last changes that did not succeed."""
-    failures = 0
-    for entry in o.history:
-        if entry.outcome is Outcome.SUCCESSFUL:
-            break
-        failures += 1
-    return int(min(2**failures, MAX_BACKOFF))
+    return int(min(2 ** failures(o.history), MAX_BACKOFF))
 
 
 def _candidate(o: Observation, profile: str) -> Option | None:
@@ -311,17 +327,16 @@ def _relieves(option: Prediction, active: Prediction | None) -> bool:
 
 
 def _barred(o: Observation, option: Option) -> str | None:
-    """Why a candidate may not be tried now."""
-    if option.speculation is None:
-        return None
-    known = o.knowledge.get(option.profile)
+    """Why a candidate may not be tried now: its acceptance was just seen to be low, and it is not sure to pay."""
+    known, gain = o.knowledge.get(option.profile), _gain(o, option)
+    rate = known.acceptance_rate if known and option.speculation is not None else None
     floor = o.policy.guards.acceptance.disable_below
-    rest = o.policy.rollout.cooldown * backoff(o)
-    if known is not None and known.measured_at is not None and (known.acceptance_rate or 1.0) < floor:
-        age = o.now - known.measured_at
-        if age < 2 * rest:
-            return f"its acceptance was {known.acceptance_rate:.2f} {format_duration(round(age))} ago, below {floor:g}"
-    return None
+    if known is None or known.measured_at is None or rate is None or rate >= floor:
+        return None
+    age = o.now - known.measured_at
+    if age >= 2 * o.policy.rollout.cooldown * backoff(o) or (gain is not None and gain.low > 0):
+        return None
+    return f"its acceptance was {rate:.2f} {format_duration(round(age))} ago, below {floor:g}"
 
 
 def _needs_review(o: Observation, option: Option) -> bool:

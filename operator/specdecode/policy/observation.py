@@ -83,6 +83,8 @@ class Estimates:
     """Mean, P10, P50 and P90 of the active option across pods and sub-windows."""
     candidates: tuple[Option, ...] = ()
     """What could run, each with the schedule that it would get."""
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    """Profiles that cannot run on this workload, and why."""
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
     """Of the candidates, by profile."""
     running: Prediction | None = None

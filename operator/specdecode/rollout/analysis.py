@@ -207,9 +207,8 @@ def _slo_broken(c: Comparison, policy: SpecDecodePolicySpec) -> str | None:
         if limit is None or ours is None or ours.p99.exceeds(limit.p99) is not True:
             continue
         if theirs is None or theirs.p99.exceeds(limit.p99) is not True:
-            return (
-                f"the canary's P99 {name.upper()} breaks the limit of {limit.p99 * 1e3:.0f} ms, the baseline's does not"
-            )
+            beside = "" if c.before_and_after else ", the baseline's does not"
+            return f"the canary's P99 {name.upper()} breaks the limit of {limit.p99 * 1e3:.0f} ms{beside}"
     return None
 
 

@@ -38,7 +38,8 @@ from specdecode.rollout.patch import Desired, borrowed, given_back, patch
 from specdecode.vllm.unmanageable import Unmanageable
 
 NO_CAPACITY_AFTER = 60.0
-"""Seconds without a node for the canary that count as no capacity: time for the scheduler, not for a new machine."""
+"""Seconds without a node for the canary that count as no capacity, at most: time for the scheduler, not for a new
+machine. It is never more than a quarter of the progress deadline, which the start of the model has to meet as well."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _begin(o: Observation, workload: Workload, menu: Menu, d: Decision) -> Step:
     if isinstance(target, Unmanageable):
         return Step()
     rollout = RolloutStatus(
-        id=f"{d.target.profile}-{int(o.now)}",
+        id=f"{d.target.profile[:48]}-{int(o.now)}",
         phase=RolloutPhase.STARTING,
         policy_generation=o.generation,
         source=configuration(o.active),
@@ -248,7 +249,8 @@ def _starting(c: _Change) -> Step:
     canary = next(iter(c.canaries), None)
     if canary is None:
         return c.go_on()
-    if canary.unschedulable_since is not None and c.o.now - canary.unschedulable_since > NO_CAPACITY_AFTER:
+    patience = min(NO_CAPACITY_AFTER, c.o.policy.rollout.progress_deadline / 4)
+    if canary.unschedulable_since is not None and c.o.now - canary.unschedulable_since > patience:
         if c.o.policy.rollout.allow_unavailable and not c.rollout.give_up_one:
             return c.go_on("no node has room for an additional pod: giving one up for the canary", give_up_one=True)
         return c.roll_back(

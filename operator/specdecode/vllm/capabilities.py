@@ -169,6 +169,11 @@ class Capabilities:
         spans = METHODS.get(name)
         return self.version > NEWEST if spans is None else any(self.version in span for span in spans)
 
+    @property
+    def finds_eagle3(self) -> bool:
+        """Whether a draft model named like EAGLE3 is taken for one: from 0.10; before it is EAGLE (config.py:2687)."""
+        return self.version in _since(10)
+
     def disable_by_batch_size(self, method: str, v1_engine_forced: bool = False) -> bool:
         """Whether the engine honours `disable_by_batch_size` for a method (vLLM's name); only the V0 engine ever did.
 

@@ -18,6 +18,18 @@ from specdecode.vllm.speculative_arguments import CONFIG, PER_REQUEST_METRICS, S
 from specdecode.vllm.unmanageable import Reason, Unmanageable, UnmanageableError
 from specdecode.vllm.version import Version
 
+__all__ = [
+    "CONFIG_VARIABLE",
+    "Form",
+    "Reason",
+    "Rewritten",
+    "Server",
+    "Unmanageable",
+    "find_container",
+    "read",
+    "rewrite",
+]
+
 CONFIG_VARIABLE = "SPECDECODE_CONFIG"
 """The documented name of the environment variable that `--speculative-config=$(SPECDECODE_CONFIG)` refers to."""
 

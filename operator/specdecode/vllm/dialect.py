@@ -83,9 +83,12 @@ def _method(rest: dict[str, Any], model: str | None, capabilities: Capabilities 
         name = model.lower()
         if "eagle-" in name:
             return Method.EAGLE
-        if "eagle3" in name:
+        if "eagle3" in name and (capabilities is None or capabilities.finds_eagle3):
             return Method.EAGLE3
-        named = next((drafter for drafter in ("dflash", "dspark") if drafter in name), "draft_model")
+        if "eagle3-" in name and capabilities is not None and capabilities.speculative_config:
+            return Method.EAGLE
+        drafters = [d for d in ("dflash", "dspark") if d in name and (capabilities is None or capabilities.method(d))]
+        named = drafters[0] if drafters else "draft_model"
     if named is not None and named.endswith("_mtp") and (capabilities is None or capabilities.method("mtp")):
         named = "mtp"  # "method `%s` is deprecated and replaced with mtp"
     if named in _METHODS:

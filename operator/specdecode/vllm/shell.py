@@ -22,7 +22,7 @@ from specdecode.vllm.speculative_arguments import MENTION
 from specdecode.vllm.unmanageable import Reason, UnmanageableError
 
 _GAP = re.compile(rb"(?:\\\n)*[ \t](?:[ \t]|\\\n)*")
-"""What separates two words of a command. (The shell joins what stands around a bare `\\`-newline; the grammar does not.)"""
+"""What separates two words. (The shell joins what stands around a backslash and newline; the grammar does not.)"""
 _ONE_WORD = re.compile(rb"""(?s)(?!#)(?:[^\s"'\\`;&|<>()]|\\.|'[^']*'|"(?:[^"\\`]|\\.)*")*""")
 _EXPANSIONS = frozenset(
     ("simple_expansion", "expansion", "command_substitution", "process_substitution", "arithmetic_expansion")
@@ -34,8 +34,25 @@ SHELLS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh"})
 _API_SERVERS = frozenset({"vllm.entrypoints.openai.api_server", "vllm_tgis_adapter"})
 _API_SERVER_FILE = "vllm/entrypoints/openai/api_server.py"
 _BYSTANDERS = frozenset(
-    (*("echo", "printf", "log", "trap", "pkill", "pgrep", "grep", "egrep", "which", "type", "cat", "ls"),)
-    + (*("test", "[", "ps", "kill", "killall", "pip", "pip3", ":"),)
+    (
+        *(
+            "echo",
+            "printf",
+            "log",
+            "trap",
+            "pkill",
+            "pgrep",
+            "grep",
+            "egrep",
+            "which",
+            "type",
+            "cat",
+            "ls",
+            "test",
+            "[",
+        ),
+        *("ps", "kill", "killall", "pip", "pip3", ":"),
+    )
 )
 """Commands that may name the server without starting it."""
 _SETTERS = frozenset(

@@ -70,7 +70,7 @@ def read_config(
         _set(dotted.setdefault(argument.written.partition(".")[0].replace("_", "-"), {}), argument)
     if dotted:  # appended after all others, so the last of them wins
         config = list(dotted.values())[-1]
-    for argument in (a for a in ours if a.flag in SHORT):
+    for argument in {a.flag: a for a in ours if a.flag in SHORT}.values():
         key, config = SHORT[argument.flag], config or {}
         if key in config:
             raise UnmanageableError(

@@ -1,6 +1,7 @@
 """The recent readings of a pod."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 
 import pytest
@@ -127,27 +128,41 @@ def test_pods_are_measured_together_where_they_can_be() -> None:
     assert together.generation_tokens_per_second == pytest.approx(10.0 + 20.0)
 
 
+def drafting(*parts: tuple[float, float]) -> Window:
+    """A pod by what it drafted and how much of that was accepted, reading by reading."""
+    drafted, accepted = itertools.accumulate([0, *(p[0] for p in parts)]), itertools.accumulate([0, *(p[1] for p in parts)])
+    return window((1.0 * n, page(n, drafted=d, accepted=a)) for n, (d, a) in enumerate(zip(drafted, accepted, strict=True)))
+
+
 def test_acceptance_is_spread_over_parts_and_pods_by_what_they_drafted() -> None:
-    """Drafted at 0.2: 100 tokens, at 0.5: 200, at 0.8: 600, at 0.9: 100; and a part that drafted nothing."""
-    one = window(
-        [
-            (0.0, page(0)),
-            (15.0, page(1, drafted=100, accepted=20)),
-            (30.0, page(2, drafted=300, accepted=120)),
-            (45.0, page(3, drafted=300, accepted=120)),
-        ]
-    )
-    two = window(
-        [
-            (0.0, page(0)),
-            (15.0, page(1, drafted=600, accepted=480)),
-            (30.0, page(2, drafted=700, accepted=570)),
-        ]
-    )
+    """Drafted at 0.2: 200 tokens, at 0.5: 200, at 0.8: 600; and a part that drafted nothing."""
+    one = drafting((200, 40), (200, 100), (0, 0))
+    two = drafting((600, 480))
     assert acceptance_spread([one, two]) == Spread(p10=0.2, p50=0.8, p90=0.8, draft_tokens=1000.0)
-    assert acceptance_spread([one]) == Spread(
-        p10=0.2, p50=pytest.approx(0.5), p90=pytest.approx(0.5), draft_tokens=300.0
-    )
+    assert acceptance_spread([one]) == Spread(p10=0.2, p50=0.2, p90=0.5, draft_tokens=400.0)
+
+
+def test_readings_with_few_drafts_are_taken_together_until_they_tell() -> None:
+    """Twice 100 drafted tokens are one part; what comes after the last whole part is left out."""
+    assert acceptance_spread([drafting((100, 100), (100, 20), (150, 0))]) == Spread(0.6, 0.6, 0.6, draft_tokens=200.0)
+
+
+def test_parts_are_never_mixed_across_pods() -> None:
+    assert acceptance_spread([drafting((199, 10)), drafting((199, 190))]) is None
+
+
+def test_chance_alone_does_not_spread_the_acceptance_of_a_quiet_pod() -> None:
+    """Four drafted tokens a reading, each all accepted or none: at most 200 of them make a rate."""
+    coins = [(4.0, 4.0 if n % 4 else 0.0) for n in range(200)]
+    spread = acceptance_spread([drafting(*coins)])
+    assert spread is not None
+    assert (spread.p10, spread.p90) == pytest.approx((0.75, 0.75), abs=0.02)
+
+
+def test_a_restart_does_not_end_a_part() -> None:
+    """Drafts count whichever process made them."""
+    w = drafting((100, 50)).add(page(0, start=2.0), 2.0).add(page(1, drafted=100, accepted=100, start=2.0), 3.0)
+    assert acceptance_spread([w]) == Spread(0.75, 0.75, 0.75, draft_tokens=200.0)
 
 
 def test_without_counters_there_is_no_spread() -> None:

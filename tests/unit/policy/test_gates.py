@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from specdecode.api.v1alpha1 import Configuration, HistoryEntry, Outcome
-from specdecode.model.knowledge import Knowledge
+from specdecode.model.knowledge import Knowledge, StepTime
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Reason
 from specdecode.policy.gates import backoff, decide, may_act
@@ -93,6 +93,20 @@ def test_low_acceptance_turns_speculation_off_even_while_it_rests() -> None:
 def test_the_floor_is_the_users_to_set() -> None:
     policy = spec(guards={"acceptance": {"disableBelow": 0.1}})
     assert decide(running_ngram(acceptance=0.2, policy=policy)).reason is not Reason.ACCEPTANCE_BELOW_FLOOR
+
+
+def test_a_guard_that_was_just_proven_wrong_rests_like_everybody() -> None:
+    d = decide(running_ngram(acceptance=0.2, history=(entry(Outcome.FAILED, ago=5, target="disabled"),)))
+    assert d.held_back is not None and d.held_back[0] is Reason.COOLING_DOWN
+
+
+def test_the_floor_gives_way_to_costs_that_were_measured_on_both_sides() -> None:
+    """On a recorded H200 server n-gram at 0.45 made tokens twice as fast: measured cost beats the rule of thumb."""
+    without = Knowledge(NOW - 600, step_times=(StepTime(8.0, 8.0, 0.02), StepTime(2.0, 2.0, 0.0195)))
+    o = running_ngram(acceptance=0.45, step=0.022, knowledge={"disabled": without})
+    assert decide(o).reason is not Reason.ACCEPTANCE_BELOW_FLOOR
+    o = running_ngram(acceptance=0.02, step=0.022, knowledge={"disabled": without})
+    assert decide(o).reason is Reason.ACCEPTANCE_BELOW_FLOOR
 
 
 def test_a_batch_above_break_even_turns_speculation_off() -> None:

@@ -23,7 +23,7 @@ NGRAM = Speculation(Method.NGRAM, 4, prompt_lookup_min=2, prompt_lookup_max=4)
 DRAFT = Speculation(Method.DRAFT_MODEL, 3, model="/models/it's 1B", draft_tensor_parallel_size=1)
 
 
-def by_name(cases: list[dict[str, Any]]) -> Any:
+def by_name(cases: list[dict[str, Any]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=[case["case"] for case in cases])
 
 
@@ -140,18 +140,8 @@ REWRITTEN = [
         ["vllm", "serve", "m", "--speculative-model", "d", "--port=1", "--num-speculative-tokens", "2"],
         Speculation(Method.NGRAM, 1, prompt_lookup_max=3, disable_by_batch_size=8),
         [
-            "vllm",
-            "serve",
-            "m",
-            "--speculative-model",
-            "[ngram]",
-            "--num-speculative-tokens",
-            "1",
-            "--speculative-disable-by-batch-size",
-            "8",
-            "--ngram-prompt-lookup-max",
-            "3",
-            "--port=1",
+            *("vllm", "serve", "m", "--speculative-model", "[ngram]", "--num-speculative-tokens", "1"),
+            *("--speculative-disable-by-batch-size", "8", "--ngram-prompt-lookup-max", "3", "--port=1"),
         ],
     ),
     (
