@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
+import aiohttp
 import typer
 
 from specdecode.api.v1alpha1 import SpecDecodePolicySpec, SpecDecodePolicyStatus
-from specdecode.cluster.kube import POLICIES, ApiError, Json, Kube
+from specdecode.cluster.kube import POLICIES, ApiError, Json, Kube, KubeconfigError
 
 T = TypeVar("T")
 
@@ -25,7 +26,9 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     except ApiError as e:
         hint = ": is the CRD installed, and the kubeconfig the right one?" if e.status == 404 else ""
         raise fail(f"the API server answered {e}{hint}") from e
-    except OSError as e:
+    except KubeconfigError as e:
+        raise fail(f"{e}; name another one with --kubeconfig, and its context with --context") from e
+    except (OSError, aiohttp.ClientError) as e:
         raise fail(f"the API server cannot be reached: {e}") from e
 
 

@@ -18,6 +18,7 @@ from specdecode.api.v1alpha1 import (
     Interval,
     Outcome,
     ProfileStatus,
+    RolloutStatus,
     SpecDecodePolicySpec,
     SpecDecodePolicyStatus,
 )
@@ -87,9 +88,11 @@ def explanation(title: str, spec: SpecDecodePolicySpec, s: SpecDecodePolicyStatu
     ]
     if not s.conditions:
         return Group(*parts, _indented("The operator has not looked at this policy yet. Is it running?"))
-    parts += [_heading("Runs"), _indented(_runs(s)), _heading("Decision"), _indented(_decision(s))]
-    if s.rollout is not None:
-        parts += [_heading("Change under way"), _indented(_change(s, now))]
+    parts += [_heading("Runs"), _indented(_runs(s))]
+    if s.rollout is None:
+        parts += [_heading("Decision"), _indented(_decision(s))]
+    else:
+        parts += [_heading("Change under way"), _indented(_change(s.rollout, now))]
     parts += [_heading("Seen"), _indented(_seen(spec, s, now)), _heading("Profiles"), _indented(_profiles(s, now))]
     problems = [c for c in s.conditions if _is_problem(c.type, c.status)]
     if problems:
@@ -113,7 +116,8 @@ def _heading(text: str) -> Text:
 
 
 def _indented(content: RenderableType) -> Padding:
-    return Padding(content, (0, 0, 0, 2))
+    # Messages quote command lines: what is in brackets there is no markup.
+    return Padding(Text(content) if isinstance(content, str) else content, (0, 0, 0, 2))
 
 
 def _runs(s: SpecDecodePolicyStatus) -> str:
@@ -140,12 +144,13 @@ def _decision(s: SpecDecodePolicyStatus) -> str:
     return f"run {configured(r)}{gain}\n{r.reason}: {r.message}"
 
 
-def _change(s: SpecDecodePolicyStatus, now: float) -> str:
-    r = s.rollout
-    assert r is not None
-    age = format_duration(max(0, round(now - seconds_of(r.started_at))))
+def _change(r: RolloutStatus, now: float) -> str:
+    phase, whole = (format_duration(max(0, round(now - seconds_of(t)))) for t in (r.phase_started_at, r.started_at))
     gain = f"\ncanary's gain {percent(r.gain)}" if r.gain else ""
-    return f"{r.source.profile} to {r.target.profile}, {r.phase.value} since {age} ({r.reason})\n{r.message}{gain}"
+    return (
+        f"{configured(r.source)} to {configured(r.target)}, {r.phase.value} for {phase}, begun {whole} ago ({r.reason})"
+        f"\n{r.message}{gain}"
+    )
 
 
 def _seen(spec: SpecDecodePolicySpec, s: SpecDecodePolicyStatus, now: float) -> str:
@@ -158,16 +163,24 @@ def _seen(spec: SpecDecodePolicySpec, s: SpecDecodePolicyStatus, now: float) -> 
         f" {number(o.waiting)} waiting, KV cache {number(o.kv_cache_usage, percent=True)} full",
         f"TPOT {milliseconds(o.time_per_output_token)}, TTFT {milliseconds(o.time_to_first_token)},"
         f" acceptance {number(o.acceptance_rate)}, accepted length {number(o.accepted_length)}",
-        f"written {age} ago; looks every {format_duration(spec.metrics.interval)}, {format_duration(spec.metrics.window)} back",
+        f"written {age} ago; looks every {format_duration(spec.metrics.interval)},"
+        f" {format_duration(spec.metrics.window)} back",
     ]
     return "\n".join(lines)
 
 
 def _profiles(s: SpecDecodePolicyStatus, now: float) -> Table:
     table = Table(
-        "PROFILE", "PREDICTED TPOT", "HEADROOM", "BREAK-EVEN BATCH", "MEASURED TPOT", "TOKENS/STEP", "ACCEPTANCE P10/P50/P90", "MEASURED",
+        "PROFILE",
+        "PREDICTED TPOT",
+        "HEADROOM",
+        "BREAK-EVEN BATCH",
+        "MEASURED TPOT",
+        "TOKENS/STEP",
+        "ACCEPTANCE P10/P50/P90",
+        "MEASURED",
         box=None,
-    )  # fmt: skip
+    )
     for p in s.profiles:
         mark = "*" if s.active_profile == p.name else " "
         table.add_row(f"{mark} {p.name}", *_figures(p), _ago(p.measured_at, now))
@@ -199,7 +212,7 @@ def _history(entries: list[HistoryEntry], now: float) -> Table:
             h.reason,
             Text(h.outcome.value, style=style),
             percent(h.gain) if h.gain else DASH,
-            h.message,
+            Text(h.message),
         )
     return table
 

@@ -8,6 +8,7 @@ package supplies what is tedious and security-relevant: kubeconfig, tokens, TLS 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -29,6 +30,10 @@ class ApiError(Exception):
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(f"{status} {reason}: {message}")
         self.status, self.reason, self.message = status, reason, message
+
+
+class KubeconfigError(Exception):
+    """There is no cluster to talk to: no kubeconfig, or one that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +67,22 @@ class Kube:
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> Self:
-        """The cluster that we run in, or else the one that the kubeconfig names (`$KUBECONFIG`, `~/.kube/config`)."""
+        """The cluster that we run in, or else the one that the kubeconfig names (`$KUBECONFIG`, `~/.kube/config`).
+
+        Raises `KubeconfigError`.
+        """
         configuration = client.Configuration()
-        if kubeconfig is not None:
-            await config.load_kube_config(kubeconfig, context=context, client_configuration=configuration)
-        else:
+        if kubeconfig is None and context is None:
             try:
                 config.load_incluster_config(client_configuration=configuration)
+                return cls(client.ApiClient(configuration))
             except config.ConfigException:
-                await config.load_kube_config(context=context, client_configuration=configuration)
+                pass  # not in a cluster
+        try:
+            await config.load_kube_config(kubeconfig, context=context, client_configuration=configuration)
+        except Exception as e:  # the package lets whatever a malformed file causes through
+            path = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
+            raise KubeconfigError(f"cannot use the kubeconfig {path}: {e}") from e
         return cls(client.ApiClient(configuration))
 
     async def __aenter__(self) -> Self:

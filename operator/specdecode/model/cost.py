@@ -137,15 +137,19 @@ class RooflineModel:
         self._fit()
 
     def _fit(self) -> None:
-        rows = [(self._columns.get(name), t) for name, known in self._known.items() for t in known.step_times]
+        rows = [
+            (self._columns.get(name), t, known.drafted_per_step > 0 and not t.drafted)
+            for name, known in self._known.items()
+            for t in known.step_times
+        ]
         design = np.zeros((len(rows), 1 + len(self._columns)))
         design[:, 0] = 1.0
-        for i, (column, t) in enumerate(rows):
-            # Without drafts there is no drafter: such steps are the roofline itself.
+        for i, (column, t, _) in enumerate(rows):
+            # Without drafts there is no drafter: such steps are the roofline itself, or its shadow at K = 0.
             if column is not None and t.drafted:
                 design[i, column] = 1.0
-        log_seconds = np.array([math.log(t.seconds) for _, t in rows])
-        tokens, prompt = np.array([t.tokens for _, t in rows]), np.array([t.prompt_tokens for _, t in rows])
+        log_seconds = np.array([math.log(t.seconds) - shadow * math.log(_SHADOW_FACTOR) for _, t, shadow in rows])
+        tokens, prompt = np.array([t.tokens for _, t, _ in rows]), np.array([t.prompt_tokens for _, t, _ in rows])
         self._seen = np.log(np.maximum(tokens, 1.0))
         prior_mean = np.array([math.log(0.02), *(_FACTOR[0] for _ in self._columns)])
         prior_sd = np.array([2.0, *(_FACTOR[1] for _ in self._columns)])

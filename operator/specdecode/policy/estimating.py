@@ -49,6 +49,7 @@ def estimate(o: Observation, model_of: ModelFactory) -> Observation:
     refused = {c.profile: r.message for c in options if isinstance(r := o.menu.render(c), Unmanageable)}
     candidates = tuple(c for c in options if c.profile not in refused)
     rate = measured.acceptance_rate if measured else None
+    modelled = model.predict(o.active, load) if load and o.active else None
     estimates = Estimates(
         load=load,
         measured=measured,
@@ -56,7 +57,8 @@ def estimate(o: Observation, model_of: ModelFactory) -> Observation:
         candidates=candidates,
         unavailable=refused,
         predictions={c.profile: model.predict(c, load) for c in candidates} if load else {},
-        running=_running(model, o.active, load, measured) if load and o.active else None,
+        modelled=modelled,
+        running=modelled and _anchored(modelled, measured),
         break_even=break_even,
     )
     return replace(o, knowledge=knowledge, estimates=estimates)
@@ -99,9 +101,8 @@ def _queue_growth(window: Window) -> float:
     return (waiting[1] - waiting[0]) / (last.t - first.t)
 
 
-def _running(model: CostModel, active: Option, load: OfferedLoad, measured: Measurement | None) -> Prediction:
+def _anchored(prediction: Prediction, measured: Measurement | None) -> Prediction:
     """What runs now: its TPOT is measured, where the version measures it."""
-    prediction = model.predict(active, load)
     if measured is None or measured.tpot_seconds is None:
         return prediction
     return replace(prediction, tpot=Estimate.log_normal(measured.tpot_seconds, MEASUREMENT_SD))

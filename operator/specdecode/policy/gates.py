@@ -349,6 +349,9 @@ def _needs_review(o: Observation, option: Option) -> bool:
 def _gain(o: Observation, option: Option) -> Estimate | None:
     """How much faster tokens come with an option than with what runs, at the load of now."""
     other, here = o.estimates.predictions.get(option.profile), o.estimates.running
+    if o.active is not None and option.profile == o.active.profile:
+        # The same drafts at another schedule: where model and measurement differ is not what a change would gain.
+        here = o.estimates.modelled
     if other is None or here is None:
         return None
     now = here.tpot.value

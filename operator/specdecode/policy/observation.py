@@ -88,7 +88,9 @@ class Estimates:
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
     """Of the candidates, by profile."""
     running: Prediction | None = None
-    """Of the active option, as it runs."""
+    """Of the active option, as it runs; its TPOT is the measured one."""
+    modelled: Prediction | None = None
+    """The same without the measurement: what another schedule of the active profile compares with."""
     break_even: Mapping[str, float | None] = field(default_factory=dict)
     """Batch size from which a profile costs more than Disabled; None: not up to `max_num_seqs`."""
 

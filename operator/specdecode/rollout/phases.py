@@ -62,9 +62,9 @@ def advance(o: Observation, d: Decision) -> Step:
         return _begin(o, o.workload, o.menu, d) if may_act(o, d) else Step()
     change = _Change(o, o.rollout, o.workload, o.menu)
     if change.superseded:
-        return change.finish(
-            Outcome.ERROR, "Superseded", "somebody else changed the workload meanwhile; it stays as they want it"
-        )
+        # What they changed stays. Our own part goes, if it is still there: it was not proven.
+        end = change.roll_back if same(o.workload.container, change.target) else change.finish
+        return end(Outcome.ERROR, "Superseded", "somebody else changed the workload meanwhile: theirs stays")
     if change.outdated:
         return change.roll_back(Outcome.ERROR, "PolicyChanged", "the policy was edited: its canary is taken back")
     return _PHASES[o.rollout.phase](change)

@@ -29,6 +29,8 @@ _EXPANSIONS = frozenset(
 )
 _END = re.compile(rb"(?:[ \t]|\\\n)*(?:\Z|[\n;&|)<>`#]|\d+[<>])")
 """What may follow a command."""
+_PLAIN = bytes(byte if byte in b"\t\n" or 32 <= byte < 127 else ord("%") for byte in range(256))
+"""What the grammar is shown: bytes that are letters to a shell, but crash the grammar's scanner or are blanks to it."""
 SHELLS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh"})
 
 _API_SERVERS = frozenset({"vllm.entrypoints.openai.api_server", "vllm_tgis_adapter"})
@@ -150,7 +152,7 @@ class _Reader:
             source_at += len(written)
         self.text = b"".join(parts)
         self.bytes = _encode(source)
-        self.root = _parser().parse(self.text).root_node
+        self.root = _parser().parse(self.text.translate(_PLAIN)).root_node
         self.assigned: dict[str, tuple[int, str | None]] = {}
         self._note_assignments()
 
@@ -165,7 +167,7 @@ class _Reader:
                 continue
             if (first := after_server(texts)) is not None:
                 servers.append((command, words[:first], words[first:]))
-            elif any(text and _SERVER_TEXT.search(text) for text in texts):
+            elif _SERVER_TEXT.search(self._text(command)):
                 nested = command
         if self.root.has_error and (servers or nested or _SERVER_TEXT.search(_decode(self.text))):
             raise _not_understood(f"the shell command does not parse (line {self._error_line()})", "simplify it")
@@ -184,9 +186,17 @@ class _Reader:
         return Script(self.source, tuple(words), starts[-1].end)
 
     def _check_surroundings(self, command: Node, words: Sequence[Word]) -> None:
+        ends = [None, *(node.end_byte for node in command.children)]
+        for end, node in zip(ends, command.children, strict=False):
+            separate = end is None or _GAP.fullmatch(self.text, end, node.start_byte)
+            if not separate or not (node.type.endswith("_redirect") or self._is_one_word(node)):
+                raise _not_understood(
+                    f"{self._text(node)[:40]!r} is not clearly a word of its own", "put spaces around it, or quotes"
+                )
         for redirect in (child for node in _ancestors(command) for child in node.children):
             # the grammar takes words after `> file` for further files; the shell, for arguments
-            if redirect.type == "file_redirect" and len(redirect.children_by_field_name("destination")) > 1:
+            files = len(redirect.children_by_field_name("destination"))
+            if redirect.type == "heredoc_redirect" or (redirect.type == "file_redirect" and files > 1):
                 raise _not_understood("the server has arguments after a redirection", "write the redirection last")
         if not _END.match(self.text, command.end_byte):
             raise _not_understood("it is not clear where the server's arguments end", "end them with a new line")
@@ -206,18 +216,8 @@ class _Reader:
 
     def words(self, command: Node) -> list[Word]:
         """The words of a command, its name first."""
-        words: list[Word] = []
-        over = 0
-        for node in command.children:
-            separate = not over or _GAP.fullmatch(self.text, over, node.start_byte)
-            if not separate or not (node.type.endswith("_redirect") or self._is_one_word(node)):
-                raise _not_understood(
-                    f"{self._text(node)[:40]!r} is not clearly a word of its own", "put spaces around it, or quotes"
-                )
-            over = node.end_byte
-            if node.type not in ("variable_assignment", "comment") and not node.type.endswith("_redirect"):
-                words += self._expanded(node)
-        return words
+        nodes = [n for n in command.children if n.type != "variable_assignment" and not n.type.endswith("_redirect")]
+        return [word for node in nodes for word in self._expanded(node)]
 
     def _is_one_word(self, node: Node) -> bool:
         """Whether a node is one word by the shell's own rules; the grammar is more generous in places."""

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 from specdecode.api.v1alpha1 import Configuration, HistoryEntry, Outcome
+from specdecode.model.cost import RooflineModel
 from specdecode.model.knowledge import Knowledge, StepTime
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Reason
+from specdecode.policy.estimating import estimate
 from specdecode.policy.gates import backoff, decide, may_act
 from specdecode.policy.observation import Observation, Problem
+from specdecode.vllm.speculation import BatchRange
 from support.world import NOW, menu, observation, option, pod, rendered, spec, traffic, workload
 
 
@@ -202,3 +205,20 @@ def test_only_auto_acts(mode: str, acts: bool) -> None:
 def test_the_same_observation_gives_the_same_decision() -> None:
     o = running_ngram()
     assert decide(o) == decide(o)
+
+
+def test_a_threshold_is_not_moved_for_what_the_model_gets_wrong() -> None:
+    """At a load far below either threshold both schedules do the same, however far measurement and model are apart."""
+    policy = spec(batchSizeTuning={"mode": "Auto"})
+    m = menu(policy)
+    fixed = option(m, "ngram")
+    assert fixed.speculation is not None
+    narrow = replace(fixed.speculation, schedule=(BatchRange(1, 15, 5), BatchRange(16, 256, 0)))
+    active = replace(fixed, speculation=narrow)
+    known = {"disabled": Knowledge(NOW, step_times=(StepTime(2.0, 2.0, 0.018), StepTime(64.0, 64.0, 0.0207)))}
+    pods = tuple(pod(f"p{i}", "old", active, traffic(acceptance=0.75, batch=2.0, step=0.03)) for i in range(3))
+    base = observation(policy, menu=m, active=fixed)
+    o = estimate(replace(base, active=active, pods=pods, knowledge=known), RooflineModel)
+    d = decide(o)
+    assert any(c.profile == "ngram" and c != active for c in o.estimates.candidates), "there is another threshold"
+    assert not d.change

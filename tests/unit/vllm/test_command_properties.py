@@ -211,7 +211,7 @@ FRAGMENTS = st.sampled_from(
 ANYTHING = st.lists(FRAGMENTS | TEXT, max_size=12).map("".join)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(ANYTHING | st.sampled_from(["vllm", "serve", "bash", "-c"]), max_size=5),
     st.none() | st.lists(ANYTHING, max_size=3),
@@ -279,7 +279,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(PIECES, max_size=8).map("".join))
 def test_the_words_are_those_of_a_real_shell(text: str) -> None:
     environment = Environment({"A": "1  2", "B": "it's", "K": 'k "k'})

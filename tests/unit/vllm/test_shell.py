@@ -185,6 +185,10 @@ DOUBTFUL = [
     "vllm serve a & vllm serve b & wait",
     'run() { vllm serve "$@"; }; run m',
     "true && vllm serve m > log --port 1",
+    "vllm serve m 2>&1 --port 1",
+    "vllm serve m >log 2>&1 --port 1 | cat",
+    "vllm serve m < in --speculative-config null",
+    "vllm serve m <<EOF --port 1\nEOF",
     "echo --speculative-config x > args; vllm serve m $(cat args)",
     "vllm serve m && (",
     "vllm serve m --port 80\\\n80",
@@ -199,6 +203,13 @@ def test_what_is_in_doubt_is_not_understood(script: str) -> None:
     assert result.reason == "CommandNotUnderstood"
 
 
+def test_what_is_in_doubt_elsewhere_does_not_matter() -> None:
+    script = 'curl $"x" a\\\nb http://h?a=[1]; vllm serve m --port 80'
+    server = read({"command": ["bash", "-c", script]}, None)
+    assert isinstance(server, Server)
+    assert (server.model, server.port) == ("m", 80)
+
+
 def test_letters_of_more_than_one_byte_keep_their_places() -> None:
     script = "echo 'größer — ünïcode'; vllm serve m --served-model-name 'é' --speculative-config null --x 'ß'"
     result = rewrite({"command": ["sh", "-c", script]}, Version(0, 24, 0), Speculation(Method.NGRAM, 1))
@@ -206,6 +217,26 @@ def test_letters_of_more_than_one_byte_keep_their_places() -> None:
     assert result.container["command"][2] == script.replace(
         "null", """'{"method":"ngram","num_speculative_tokens":1}'"""
     )
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "}[1]{\U000f1234}[1]$(\x1fif`$(A)&$(A)}serve#}",
+        "|\udc80\r\udc80{\U000f1234\n\n{ \U000f1234=<<E|${B:-x}",
+        "vllm serve m " + "(" * 5000,
+        "vllm serve m " + '"$(' * 2000,
+    ],
+    ids=["letters beyond the scanner's tables", "a here-document among them", "parentheses", "substitutions"],
+)
+def test_no_script_brings_the_process_down(script: str) -> None:
+    assert isinstance(read({"command": ["sh", "-c", script]}, None), Unmanageable)
+
+
+def test_a_carriage_return_is_no_blank_to_the_shell_and_so_in_doubt() -> None:
+    result = read({"command": ["bash", "-c", "vllm serve m --port 80\r\n"]}, None)
+    assert isinstance(result, Unmanageable)
+    assert result.reason == "CommandNotUnderstood"
 
 
 def test_words_around_what_the_kubelet_puts_in_keep_their_places() -> None:

@@ -1,0 +1,243 @@
+"""The canary's analysis: every way in which it can end, and what it says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from specdecode.api.v1alpha1 import Outcome
+from specdecode.model.estimate import Estimate
+from specdecode.model.histogram import Quantile
+from specdecode.model.measure import Measurement, Percentiles
+from specdecode.policy.observation import Pod
+from specdecode.rollout.analysis import BLOCKS, ENOUGH_BLOCKS, Comparison, Verdict, compare, in_force, judge
+from support.world import NOW, menu, option, pod, spec, traffic
+
+MENU = menu(spec())
+OFF, NGRAM = option(MENU, "disabled"), option(MENU, "ngram")
+DURATION = 60.0
+POLICY = spec()
+REQUIRED = 0.05
+
+
+def percentiles(p99: float) -> Percentiles:
+    exact = Quantile(p99, p99, p99)
+    return Percentiles(exact, exact, exact)
+
+
+def measured(**changes: Any) -> Measurement:
+    """A pod that finished 100 requests at 1000 tokens/s."""
+    base = Measurement(seconds=60.0, finished=100.0, generation_tokens_per_second=1000.0, tpot_seconds=0.02)
+    return replace(base, **changes)
+
+
+def comparison(gain: tuple[float, float, float] | None = (0.2, 0.1, 0.3), **changes: Any) -> Comparison:
+    """One canary and two baseline pods, measured long enough."""
+    base = Comparison(
+        seconds=DURATION,
+        canary=measured(),
+        baseline=measured(finished=200.0, generation_tokens_per_second=2000.0),
+        pods=(1, 2),
+        gain=None if gain is None else Estimate(*gain),
+        blocks=BLOCKS,
+    )
+    return replace(base, **changes)
+
+
+def alone(gain: tuple[float, float, float] | None = (0.2, 0.1, 0.3), **changes: Any) -> Comparison:
+    """One replica: before and after."""
+    return comparison(gain, baseline=None, pods=(1, 0), before_and_after=True, **changes)
+
+
+def verdict(c: Comparison, policy: Any = POLICY, required: float = REQUIRED, protect_tail: bool = False) -> Verdict | None:
+    return judge(c, policy, required, protect_tail=protect_tail)
+
+
+LATE = {"seconds": 2 * DURATION}
+SLO = spec(objective={"slo": {"timePerOutputToken": {"p99": "60ms"}, "timeToFirstToken": {"p99": "1s"}}})
+
+OUTCOMES: dict[str, tuple[Comparison, Any, Outcome | None, str]] = {
+    "faster": (comparison(), POLICY, Outcome.SUCCESSFUL, "Faster"),
+    "faster, but not for long enough": (comparison(seconds=59.0), POLICY, None, ""),
+    "faster than a start without a baseline": (alone(), POLICY, Outcome.SUCCESSFUL, "Faster"),
+    "surely slower, early": (comparison((-0.3, -0.4, -0.2), seconds=20.0), POLICY, Outcome.FAILED, "Slower"),
+    "perhaps slower, early": (comparison((-0.1, -0.3, 0.1), seconds=20.0), POLICY, None, ""),
+    "slower under far more load": (
+        comparison((-0.3, -0.4, -0.2), canary=measured(generation_tokens_per_second=1600.0)),
+        POLICY,
+        None,
+        "",
+    ),
+    "a gain too small": (comparison((0.02, 0.01, 0.03)), POLICY, Outcome.FAILED, "GainTooSmall"),
+    "a gain that may be large enough": (comparison((0.04, -0.01, 0.09)), POLICY, None, ""),
+    "a gain that never gets clear": (comparison((0.04, -0.01, 0.09), **LATE), POLICY, Outcome.INCONCLUSIVE, "NotSure"),
+    "no blocks": (comparison(None, **LATE), POLICY, Outcome.INCONCLUSIVE, "NotSure"),
+    "few requests, early": (comparison(canary=measured(finished=19.0)), POLICY, None, ""),
+    "few requests": (comparison(canary=measured(finished=19.0), **LATE), POLICY, Outcome.INCONCLUSIVE, "TooFewRequests"),
+    "few requests on the baseline": (
+        comparison(baseline=measured(finished=19.0), **LATE),
+        POLICY,
+        Outcome.INCONCLUSIVE,
+        "TooFewRequests",
+    ),
+    "a canary with little load wins nothing": (
+        comparison(canary=measured(generation_tokens_per_second=600.0)),
+        POLICY,
+        None,
+        "",
+    ),
+    "unequal load": (
+        comparison(canary=measured(generation_tokens_per_second=600.0), **LATE),
+        POLICY,
+        Outcome.INCONCLUSIVE,
+        "UnequalLoad",
+    ),
+    "a silent canary": (comparison(None, canary=None, **LATE), POLICY, Outcome.ERROR, "NotMeasured"),
+    "a silent baseline": (comparison(None, baseline=None, **LATE), POLICY, Outcome.ERROR, "NotMeasured"),
+    "requests fail": (comparison(canary=measured(client_errors=5.0), seconds=10.0), POLICY, Outcome.FAILED, "RequestsFail"),
+    "requests fail everywhere": (
+        comparison(canary=measured(client_errors=5.0), baseline=measured(finished=200.0, client_errors=10.0), seconds=10.0),
+        POLICY,
+        None,
+        "",
+    ),
+    "two failures are chance": (comparison(canary=measured(errored=2.0), seconds=10.0), POLICY, None, ""),
+    "the limit on TPOT is broken": (comparison(canary=measured(tpot=percentiles(0.08))), SLO, Outcome.FAILED, "TailWorse"),
+    "the limit on TTFT is broken": (comparison(canary=measured(ttft=percentiles(2.0))), SLO, Outcome.FAILED, "TailWorse"),
+    "the limit was broken before": (
+        comparison(
+            canary=measured(tpot=percentiles(0.08)),
+            baseline=measured(finished=200.0, generation_tokens_per_second=2000.0, tpot=percentiles(0.09)),
+        ),
+        SLO,
+        Outcome.SUCCESSFUL,
+        "Faster",
+    ),
+    "the limit holds": (comparison(canary=measured(tpot=percentiles(0.05))), SLO, Outcome.SUCCESSFUL, "Faster"),
+}
+
+
+@pytest.mark.parametrize("case", OUTCOMES)
+def test_an_analysis_ends_as_it_was_measured(case: str) -> None:
+    c, policy, outcome, reason = OUTCOMES[case]
+    found = verdict(c, policy)
+    assert (found and (found.outcome, found.reason)) == (None if outcome is None else (outcome, reason))
+    assert found is None or found.message
+
+
+def test_every_outcome_is_reached() -> None:
+    assert {outcome for _, _, outcome, _ in OUTCOMES.values()} == {None, *Outcome}
+
+
+@pytest.mark.parametrize(
+    ("canary", "baseline", "protected", "reason"),
+    [(0.08, 0.05, True, "TailWorse"), (0.08, 0.05, False, "Faster"), (0.05, 0.05, True, "TailWorse"), (0.04, 0.05, True, "Faster")],
+)
+def test_a_profile_under_review_must_keep_the_tail(canary: float, baseline: float, protected: bool, reason: str) -> None:
+    theirs = measured(finished=200.0, generation_tokens_per_second=2000.0, tpot=percentiles(baseline))
+    c = comparison(canary=measured(tpot=percentiles(canary)), baseline=theirs)
+    found = verdict(c, protect_tail=protected)
+    assert found is not None and found.reason == reason
+
+
+def test_a_tail_that_the_buckets_cannot_tell_apart_is_not_worse() -> None:
+    same_bucket = Quantile(0.05, 0.1, 0.08)
+    shown = Percentiles(same_bucket, same_bucket, same_bucket)
+    theirs = measured(finished=200.0, generation_tokens_per_second=2000.0, tpot=shown)
+    found = verdict(comparison(canary=measured(tpot=shown), baseline=theirs), protect_tail=True)
+    assert found is not None and found.outcome is Outcome.SUCCESSFUL
+
+
+@pytest.mark.parametrize(
+    ("gain", "outcome"),
+    [
+        ((0.1, 0.05, 0.15), Outcome.SUCCESSFUL),
+        ((0.0, -0.04, 0.04), Outcome.SUCCESSFUL),
+        ((0.02, -0.2, 0.2), None),
+        ((-0.1, -0.12, -0.08), Outcome.FAILED),
+    ],
+)
+def test_a_change_that_needs_no_gain_must_only_not_be_worse(gain: Any, outcome: Outcome | None) -> None:
+    found = verdict(comparison(gain), required=0.0)
+    assert (found and found.outcome) == outcome
+
+
+def test_messages_say_what_was_compared() -> None:
+    paired, single = verdict(comparison()), verdict(alone())
+    assert paired is not None and paired.message == "promoting: gain +20 % (+10 to +30 %)"
+    assert single is not None and single.message.startswith("before and after, for want of a baseline")
+    broken = verdict(alone(canary=measured(tpot=percentiles(0.08))), SLO)
+    assert broken is not None and "60 ms" in broken.message and "baseline's" not in broken.message
+    failing = verdict(comparison(canary=measured(client_errors=5.0)))
+    assert failing is not None and failing.message == "5 requests failed on the canary (4.8%; 0.0% on the baseline)"
+
+
+# --- comparing ----------------------------------------------------------------------------------------------------
+
+
+def serving(name: str, **kw: Any) -> Pod:
+    return pod(name, "new" if name == "canary" else "old", None, traffic(**kw))
+
+
+def test_the_ratio_of_the_same_minutes_is_the_gain() -> None:
+    c = compare((serving("canary", step=0.01),), (serving("a"), serving("b")), NOW - 55, NOW, None)
+    assert c.gain is not None and c.gain.value == pytest.approx(1.0)
+    assert c.gain.high - c.gain.low < 1e-6, "even traffic leaves no doubt"
+    assert (c.pods, c.before_and_after) == ((1, 2), False)
+    assert c.blocks >= ENOUGH_BLOCKS
+
+
+def test_without_a_baseline_the_time_before_is_what_counts() -> None:
+    c = compare((serving("canary", step=0.01),), (), NOW - 55, NOW, 0.02)
+    assert c.before_and_after and c.baseline is None
+    assert c.gain is not None and c.gain.value == pytest.approx(1.0)
+    unknown = compare((serving("canary"),), (), NOW - 55, NOW, None)
+    assert unknown.gain is None and unknown.blocks == 0
+
+
+@pytest.mark.parametrize("since", [NOW + 10, NOW, NOW - 6])
+def test_before_the_canary_is_warm_nothing_is_compared(since: float) -> None:
+    c = compare((serving("canary"),), (serving("a"),), since, NOW, None)
+    assert c.gain is None and c.seconds >= 0
+
+
+def test_a_canary_that_never_answered_is_not_measured() -> None:
+    c = compare((pod("canary", "new", None),), (serving("a"),), NOW - 55, NOW, None)
+    assert c.canary is None and c.gain is None and c.baseline is not None
+
+
+@given(st.floats(0.001, 1.0), st.floats(0.001, 1.0))
+def test_the_gain_is_that_of_the_means_whatever_they_are(ours: float, theirs: float) -> None:
+    c = compare((serving("canary", step=ours),), (serving("a", step=theirs),), NOW - 55, NOW, None)
+    assert c.gain is not None
+    assert c.gain.value == pytest.approx(theirs / ours - 1)
+    assert -1 < c.gain.low <= c.gain.value + 1e-9 and math.isfinite(c.gain.high)
+
+
+# --- in force -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("runs", "acceptance", "k", "says"),
+    [
+        (OFF, None, 5, None),
+        (OFF, 0.7, 5, "drafts tokens, though disabled has speculation off"),
+        (NGRAM, 0.7, 5, None),
+        (NGRAM, None, 5, "shows no speculation"),
+        (NGRAM, 0.7, 3, "drafts 3 tokens, not 5"),
+        (None, 0.7, 5, None),
+    ],
+)
+def test_a_pods_own_metrics_say_whether_it_runs_its_profile(
+    runs: Any, acceptance: float | None, k: int, says: str | None
+) -> None:
+    found = in_force(pod("p", "new", runs, traffic(acceptance=acceptance, k=k)), runs)
+    assert found is None if says is None else found is not None and says in found and "pod p" in found
+
+
+def test_a_pod_that_was_not_read_yet_contradicts_nothing() -> None:
+    assert in_force(pod("p", "new", NGRAM), NGRAM) is None
