@@ -63,7 +63,9 @@ def draw(file: Path) -> None:
     axis.set_ylim(0, 3)
     axis.set_xlabel("batch size: requests that run in the engine")
     axis.set_ylabel("tokens/s, as a ratio to off")
-    axis.set_title(f"vLLM {SURFACE.vllm}, {SURFACE.gpu}, {SURFACE.target}, acceptance {ACCEPTANCE} per token", fontsize=10)
+    axis.set_title(
+        f"vLLM {SURFACE.vllm}, {SURFACE.gpu}, {SURFACE.target}, acceptance {ACCEPTANCE} per token", fontsize=10
+    )
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="upper right")
     figure.savefig(file, metadata={"Date": None})

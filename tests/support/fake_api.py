@@ -104,7 +104,9 @@ def replicaset(hash_: str, template: Json, owner: str = "d") -> tuple[Resource, 
     return REPLICASETS, {"metadata": meta, "spec": {"template": made}}
 
 
-def running(name: str, hash_: str, template: Json, ip: str | None = "127.0.0.1", **fields: Any) -> tuple[Resource, Json]:
+def running(
+    name: str, hash_: str, template: Json, ip: str | None = "127.0.0.1", **fields: Any
+) -> tuple[Resource, Json]:
     """A ready pod of a ReplicaSet."""
     meta: Json = {
         "name": name,

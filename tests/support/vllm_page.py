@@ -42,7 +42,11 @@ def page(
         f'vllm:request_success_total{{{labels},finished_reason="stop"}} {finished}',
     ]
     if acceptance is not None:
-        counters = {"drafts": request_steps, "draft_tokens": request_steps * k, "accepted_tokens": request_steps * k * acceptance}
+        counters = {
+            "drafts": request_steps,
+            "draft_tokens": request_steps * k,
+            "accepted_tokens": request_steps * k * acceptance,
+        }
         for name, value in counters.items():
             family = f"vllm:spec_decode_num_{name}_total"
             lines += [f"# TYPE {family} counter", f"{family}{{{labels}}} {value}"]

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
-import aiohttp
 import typer
 
 from specdecode.api.v1alpha1 import SpecDecodePolicySpec, SpecDecodePolicyStatus
@@ -28,7 +27,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         raise fail(f"the API server answered {e}{hint}") from e
     except KubeconfigError as e:
         raise fail(f"{e}; name another one with --kubeconfig, and its context with --context") from e
-    except (OSError, aiohttp.ClientError) as e:
+    except OSError as e:
         raise fail(f"the API server cannot be reached: {e}") from e
 
 

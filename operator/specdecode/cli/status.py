@@ -32,6 +32,8 @@ def status(namespace: Namespace = None, kubeconfig: Kubeconfig = None, context: 
     """Shows every policy in one line: what runs, what is recommended, what is going on."""
     found = run(policies(kubeconfig, context, namespace))
     console = Console()
+    if not console.is_terminal:
+        console.width = 250  # in a pipe every policy is one line
     if not found:
         console.print(f"No policies in {f'namespace {namespace}' if namespace else 'any namespace'}.")
         return

@@ -227,8 +227,8 @@ def _port(spec: SpecDecodePolicySpec, container: Container, server: Server | Unm
         if port not in named:
             return Problem(
                 "PortUnknown",
-                f"container {container['name']} has no port named {port}: name one of its ports in spec.metrics.port, or"
-                " write the number",
+                f"container {container['name']} has no port named {port}: name one of its ports in"
+                " spec.metrics.port, or write the number",
             )
         return int(named[port])
     told = None if isinstance(server, Unmanageable) else server.port

@@ -17,7 +17,7 @@ from specdecode.controller.telemetry import Telemetry
 from specdecode.model.cost import RooflineModel
 from specdecode.policy.estimating import estimate
 from specdecode.policy.gates import decide
-from specdecode.policy.observation import Observation
+from specdecode.policy.observation import Observation, Problem
 from specdecode.rollout.patch import Desired, patch
 from specdecode.rollout.phases import advance, cleared
 
@@ -44,14 +44,19 @@ class PolicyLoop:
         self._lock = asyncio.Lock()
         self._gone = False
 
-    async def tick(self, policy: Mapping[str, Any], post: Post) -> None:
-        """One round; `policy` is the object as it is now. Raises `ApiError`: the next round starts afresh."""
+    async def tick(self, policy: Mapping[str, Any], post: Post, rival: str | None = None) -> None:
+        """One round; `policy` is the object as it is now, `rival` an older policy with the same target.
+
+        Raises `ApiError`: the next round starts afresh.
+        """
         async with self._lock:
             if self._gone or "deletionTimestamp" in policy["metadata"]:
                 return
             started = self._clock()
             spec = SpecDecodePolicySpec.model_validate(policy["spec"])
             seen = replace(await self._gatherer.observe(policy, spec, self.status), knowledge=self._knowledge)
+            if rival is not None:
+                seen = replace(seen, menu=None, problem=_taken(spec, rival))
             o = estimate(seen, RooflineModel)
             d = decide(o)
             step = advance(o, d)
@@ -74,7 +79,9 @@ class PolicyLoop:
         async with self._lock:
             spec = SpecDecodePolicySpec.model_validate(policy["spec"])
             o = await self._gatherer.observe(policy, spec, self.status)
-            desired = cleared(o, restore=spec.deletion_policy is DeletionPolicy.RESTORE)
+            # What this policy never touched is not its to restore.
+            touched = self.status.applied is not None or self.status.rollout is not None
+            desired = cleared(o, restore=spec.deletion_policy is DeletionPolicy.RESTORE) if touched else None
             if desired is not None and not await self._apply(o, desired, policy["metadata"]["namespace"]):
                 raise ApiError(409, "Conflict", "the Deployment was changed meanwhile; trying again")
             self._gone = True
@@ -119,6 +126,13 @@ def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any
         elif value != old[key]:
             change[key] = value
     return change
+
+
+def _taken(spec: SpecDecodePolicySpec, rival: str) -> Problem:
+    return Problem(
+        "AnotherPolicy",
+        f"policy {rival} looks after {spec.target_ref.kind} {spec.target_ref.name} already: delete one of the two",
+    )
 
 
 def _json(status: SpecDecodePolicyStatus) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,8 +76,13 @@ def handlers() -> kopf.OperatorRegistry:
             raise kopf.PermanentError(f"no tick has finished for {silent:.0f} s")
         return f"{len(memo.loops)} policies, last tick {silent:.0f} s ago"
 
+    @kopf.index(GROUP, VERSION, PLURAL, registry=registry)
+    async def by_target(body: kopf.Body, **_: Any) -> dict[tuple[str, str], tuple[str, str]]:
+        meta = body["metadata"]
+        return {(meta["namespace"], body["spec"]["targetRef"]["name"]): (meta["creationTimestamp"], meta["name"])}
+
     @kopf.daemon(GROUP, VERSION, PLURAL, registry=registry, initial_delay=lambda **_: random.uniform(0, 0.5))
-    async def look_after(body: kopf.Body, memo: Shared, stopped: kopf.DaemonStopped, **_: Any) -> None:
+    async def look_after(body: kopf.Body, memo: Shared, stopped: kopf.DaemonStopped, **indices: Any) -> None:
         loop = memo.loop(body)
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
 
@@ -86,7 +91,7 @@ def handlers() -> kopf.OperatorRegistry:
 
         while not stopped:
             try:
-                await loop.tick(body, post)
+                await loop.tick(body, post, _rival(body, indices["by_target"]))
                 memo.last_tick = time.monotonic()
             except asyncio.CancelledError:
                 raise
@@ -108,6 +113,14 @@ def handlers() -> kopf.OperatorRegistry:
         memo.loops.pop(body["metadata"]["uid"], None)
 
     return registry
+
+
+def _rival(body: kopf.Body, by_target: Mapping[tuple[str, str], Iterable[tuple[str, str]]]) -> str | None:
+    """The oldest policy with the same target, if that is another one: two must not act on one workload."""
+    meta = body["metadata"]
+    same = by_target.get((meta["namespace"], body["spec"]["targetRef"]["name"]), ())
+    oldest = min(same, default=None)
+    return None if oldest is None or oldest[1] == meta["name"] else oldest[1]
 
 
 def configure(settings: kopf.OperatorSettings) -> None:

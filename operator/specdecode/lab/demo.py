@@ -124,9 +124,8 @@ def judge(run: Run) -> Verdict:
     if failed:
         errors = sorted({r.error for r in run.records[MANAGED] if r.error})
         complaints.append(f"{failed} requests failed: {', '.join(errors)}")
-    for name in (OFF, NGRAM):
-        if not total[MANAGED].tpot < total[name].tpot:
-            complaints.append(f"tokens came no faster than {TITLES[name]}")
+    slower = [name for name in (OFF, NGRAM) if not total[MANAGED].tpot < total[name].tpot]
+    complaints += [f"tokens came no faster than {TITLES[name]}" for name in slower]
     return Verdict(changes, total, by_phase, tuple(complaints))
 
 

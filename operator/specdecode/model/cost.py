@@ -15,7 +15,6 @@ Options are compared at equal *offered load*, not at equal batch size: slower st
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -153,30 +152,27 @@ class RooflineModel:
         self._seen = np.log(np.maximum(tokens, 1.0))
         prior_mean = np.array([math.log(0.02), *(_FACTOR[0] for _ in self._columns)])
         prior_sd = np.array([2.0, *(_FACTOR[1] for _ in self._columns)])
-        knees, scatters, means, covariances, evidence = [], [], [], [], []
-        for knee, scatter in itertools.product(_GRID, _SCATTERS):
-            y = log_seconds - _roofline(tokens, knee, prompt)
-            precision = np.diag(prior_sd**-2.0) + design.T @ design / scatter**2
-            covariance = np.linalg.inv(precision)
-            mean = covariance @ (prior_mean / prior_sd**2 + design.T @ y / scatter**2)
-            residual = y - design @ mean
-            misfit = residual @ residual / scatter**2 + float((((mean - prior_mean) / prior_sd) ** 2).sum())
-            knee_prior = ((math.log(knee) - _LOG_KNEE[0]) / _LOG_KNEE[1]) ** 2
-            knees.append(knee)
-            scatters.append(scatter)
+        # y and the posterior mean by knee (rows); the covariance depends on the scatter alone.
+        y = log_seconds - _roofline(tokens, _GRID[:, None], prompt)
+        knee_prior = ((np.log(_GRID) - _LOG_KNEE[0]) / _LOG_KNEE[1]) ** 2
+        means, covariances, evidence = [], [], []
+        for scatter in _SCATTERS:
+            covariance = np.linalg.inv(np.diag(prior_sd**-2.0) + design.T @ design / scatter**2)
+            mean = (prior_mean / prior_sd**2 + y @ design / scatter**2) @ covariance
+            residual = y - mean @ design.T
+            misfit = (residual**2).sum(1) / scatter**2 + (((mean - prior_mean) / prior_sd) ** 2).sum(1)
+            occam = 0.5 * np.linalg.slogdet(covariance)[1] - (len(rows) + _DENSE) * math.log(scatter)
             means.append(mean)
             covariances.append(covariance)
-            evidence.append(
-                -0.5 * (misfit + knee_prior)
-                + 0.5 * float(np.linalg.slogdet(covariance)[1])
-                - (len(rows) + _DENSE) * math.log(scatter)
-            )
-        weights = np.exp(np.array(evidence) - max(evidence))
-        self._weights: Array = weights / weights.sum()
-        self._knees: Array = np.array(knees)
-        self._means: Array = np.array(means)
-        self._covariances: Array = np.array(covariances)
-        self._scatter = float(self._weights @ np.square(scatters))
+            evidence.append(occam - 0.5 * (misfit + knee_prior))
+        weights = np.exp(np.array(evidence) - np.max(evidence))
+        weights /= weights.sum()
+        # One row per pair of scatter and knee.
+        self._weights: Array = weights.ravel()
+        self._knees: Array = np.tile(_GRID, len(_SCATTERS))
+        self._means: Array = np.concatenate(means)
+        self._covariances: Array = np.repeat(covariances, len(_GRID), axis=0)
+        self._scatter = float(weights.sum(1) @ np.square(_SCATTERS))
 
     def _log_step(
         self, option: Option, tokens: Array, drafting: Array, prompt_rate: float = 0.0

@@ -169,6 +169,13 @@ class _Change:
     def late(self) -> bool:
         return self.age > self.o.policy.rollout.progress_deadline
 
+    def no_capacity(self, canary: Pod) -> bool:
+        """Whether the canary has waited for a node long enough. A pod that is still ending still holds its GPU."""
+        if canary.unschedulable_since is None or any(p.terminating for p in self.o.pods):
+            return False
+        waiting = self.o.now - max(canary.unschedulable_since, seconds_of(self.rollout.phase_started_at))
+        return waiting > min(NO_CAPACITY_AFTER, self.o.policy.rollout.progress_deadline / 4)
+
     def broken(self, pods: tuple[Pod, ...]) -> tuple[str, str] | None:
         """A pod that keeps dying will not get better."""
         for pod in pods:
@@ -249,10 +256,13 @@ def _starting(c: _Change) -> Step:
     canary = next(iter(c.canaries), None)
     if canary is None:
         return c.go_on()
-    patience = min(NO_CAPACITY_AFTER, c.o.policy.rollout.progress_deadline / 4)
-    if canary.unschedulable_since is not None and c.o.now - canary.unschedulable_since > patience:
+    if c.no_capacity(canary):
         if c.o.policy.rollout.allow_unavailable and not c.rollout.give_up_one:
-            return c.go_on("no node has room for an additional pod: giving one up for the canary", give_up_one=True)
+            return c.enter(
+                RolloutPhase.STARTING,
+                "no node has room for an additional pod: giving one up for the canary",
+                give_up_one=True,
+            )
         return c.roll_back(
             Outcome.ERROR,
             "NoCapacity",

@@ -173,7 +173,9 @@ async def test_a_pod_says_how_it_fares() -> None:
     state = {"name": "vllm", "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
     pending = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "lastTransitionTime": text_of(NOW)}
     world.objects += [
-        running("broken", "old", world.template, status={"containerStatuses": [{"name": "proxy"}, state], "conditions": []}),
+        running(
+            "broken", "old", world.template, status={"containerStatuses": [{"name": "proxy"}, state], "conditions": []}
+        ),
         running("pending", "old", world.template, None, status={"conditions": [pending], "containerStatuses": None}),
         running("leaving", "old", world.template, deletionTimestamp=text_of(NOW)),
     ]
@@ -207,7 +209,12 @@ async def test_a_port_name_that_the_container_lacks_is_said() -> None:
 
 
 VERSIONS: dict[str, tuple[str, Any, dict[str, Any], str | None]] = {
-    "a running server before all": ("vllm/vllm-openai:v0.10.0", {"version": "0.24.0"}, {"vllmVersion": "0.9.0"}, "0.24.0"),
+    "a running server before all": (
+        "vllm/vllm-openai:v0.10.0",
+        {"version": "0.24.0"},
+        {"vllmVersion": "0.9.0"},
+        "0.24.0",
+    ),
     "the image's tag": ("vllm/vllm-openai:v0.10.0", None, {"vllmVersion": "0.9.0"}, "0.10.0"),
     "the policy, where the tag says nothing": ("mirror/vllm:latest", None, {"vllmVersion": "0.9.0"}, "0.9.0"),
     "nobody knows": ("mirror/vllm:latest", None, {}, None),
@@ -375,5 +382,3 @@ async def test_what_is_remembered_of_pods_goes_with_them() -> None:
         del kube.objects["pods", "p0"]
         await gatherer.observe(policy(SPEC)[1], spec(), NOTHING)
         assert not gatherer._versions and not gatherer._windows
-
-

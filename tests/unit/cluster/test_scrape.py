@@ -12,9 +12,7 @@ import pytest
 from specdecode.cluster.scrape import CONCURRENCY, SIZE_LIMIT, Scraper
 from specdecode.vllm.version import Version
 
-PAGE = gzip.decompress(
-    (Path(__file__).parents[2] / "data/vllm-metrics/0.24.0-h200/off/0005.prom.gz").read_bytes()
-)
+PAGE = gzip.decompress((Path(__file__).parents[2] / "data/vllm-metrics/0.24.0-h200/off/0005.prom.gz").read_bytes())
 URL = "http://10.0.0.1:8000/metrics"
 
 Handler = Callable[[httpx.Request], httpx.Response]

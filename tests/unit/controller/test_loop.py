@@ -15,7 +15,7 @@ from specdecode.controller.loop import PolicyLoop
 from specdecode.controller.report import Notice
 from specdecode.controller.telemetry import Telemetry
 from specdecode.policy.clock import text_of
-from specdecode.policy.options import same
+from specdecode.policy.options import fingerprint, same
 from support.fake_api import FakeKube, deployed, policy, replicaset, running
 from support.vllm_page import page
 from support.world import CONTAINER, NOW, SPEC, deployment, menu, merged, rendered, spec
@@ -267,11 +267,35 @@ async def test_what_is_not_measured_is_absent_from_the_metrics_not_zero() -> Non
     assert cluster.metric("specdecode_tick_seconds_count") == 5
 
 
+async def changed_before(cluster: Cluster) -> None:
+    """The operator has taken the workload to n-gram."""
+    await cluster.tick()
+    cluster.container.update(NGRAM)
+    cluster.loop.status = cluster.loop.status.model_copy(update={"applied": fingerprint(NGRAM)})
+
+
+async def test_a_policy_that_changed_nothing_restores_nothing() -> None:
+    cluster = Cluster()
+    await cluster.tick()
+    cluster.container.update(NGRAM)
+    await cluster.loop.clear(cluster.policy)
+    assert same(cluster.container, NGRAM), "another policy, or its user, wrote that"
+
+
+async def test_a_second_policy_for_the_same_workload_stays_out() -> None:
+    cluster = Cluster()
+    for _ in range(12):
+        await cluster.loop.tick(cluster.policy, lambda _: None, rival="older")
+    assert same(cluster.container, OFF)
+    ready = next(c for c in cluster.loop.status.conditions if c.type == "Ready")
+    assert (ready.status, ready.reason) == ("False", "AnotherPolicy")
+    assert "older" in ready.message and "delete one" in ready.message
+
+
 @pytest.mark.parametrize(("deletion", "stays"), [("Restore", OFF), ("Keep", NGRAM)])
 async def test_a_deleted_policy_leaves_the_workload_as_it_says(deletion: str, stays: Any) -> None:
     cluster = Cluster(deletionPolicy=deletion)
-    await cluster.tick()
-    cluster.container.update(NGRAM)
+    await changed_before(cluster)
     await cluster.loop.clear(cluster.policy)
     assert same(cluster.container, stays)
     assert cluster.metric("specdecode_pods") is None
@@ -290,8 +314,7 @@ async def test_a_policy_deleted_in_the_middle_of_a_change_takes_it_back_whatever
 
 async def test_a_deletion_that_lost_a_race_is_tried_again() -> None:
     cluster = Cluster()
-    await cluster.tick()
-    cluster.container.update(NGRAM)
+    await changed_before(cluster)
     cluster.kube.failures["patch deployments"] = ApiError(409, "Conflict", "changed")
     with pytest.raises(ApiError, match="again"):
         await cluster.loop.clear(cluster.policy)

@@ -142,7 +142,9 @@ CONDITIONS: dict[str, tuple[Any, dict[str, tuple[str, str]]]] = {
         {"MetricsAvailable": ("Unknown", "MetricsStale"), "Recommended": ("Unknown", "MetricsStale")},
     ),
     "somebody takes the field back": (
-        lambda: looking(history=(entry(Outcome.SUCCESSFUL).model_copy(update={"target": Configuration(profile="ngram")}),)),
+        lambda: looking(
+            history=(entry(Outcome.SUCCESSFUL).model_copy(update={"target": Configuration(profile="ngram")}),)
+        ),
         {
             "Ready": ("False", "FieldContested"),
             "Degraded": ("True", "FieldContested"),
@@ -167,7 +169,12 @@ def test_conditions_say_how_it_stands(case: str) -> None:
 @pytest.mark.parametrize("case", CONDITIONS)
 def test_a_condition_that_is_bad_says_why(case: str) -> None:
     status = after(CONDITIONS[case][0]())
-    for type_, bad in (("Ready", "False"), ("MetricsAvailable", "False"), ("Degraded", "True"), ("MixedTraffic", "True")):
+    for type_, bad in (
+        ("Ready", "False"),
+        ("MetricsAvailable", "False"),
+        ("Degraded", "True"),
+        ("MixedTraffic", "True"),
+    ):
         assert condition(status, type_).status != bad or condition(status, type_).message
 
 
@@ -279,7 +286,9 @@ def test_what_is_known_comes_back_from_the_status_after_a_restart(known: Knowled
     assert back.per_position == pytest.approx(known.per_position, abs=1e-4)
     assert len(back.step_times) == len(known.step_times)
     for b, k in zip(back.step_times, known.step_times, strict=True):
-        assert (b.batch_size, b.tokens, b.prompt_tokens) == pytest.approx((k.batch_size, k.tokens, k.prompt_tokens), abs=6e-3)
+        assert (b.batch_size, b.tokens, b.prompt_tokens) == pytest.approx(
+            (k.batch_size, k.tokens, k.prompt_tokens), abs=6e-3
+        )
         assert b.seconds == pytest.approx(k.seconds, abs=1e-6)
     if known.measured_at is not None:
         assert back.tokens_per_step == pytest.approx(known.tokens_per_step, rel=5e-3)

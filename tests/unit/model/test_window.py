@@ -130,8 +130,13 @@ def test_pods_are_measured_together_where_they_can_be() -> None:
 
 def drafting(*parts: tuple[float, float]) -> Window:
     """A pod by what it drafted and how much of that was accepted, reading by reading."""
-    drafted, accepted = itertools.accumulate([0, *(p[0] for p in parts)]), itertools.accumulate([0, *(p[1] for p in parts)])
-    return window((1.0 * n, page(n, drafted=d, accepted=a)) for n, (d, a) in enumerate(zip(drafted, accepted, strict=True)))
+    drafted, accepted = (
+        itertools.accumulate([0, *(p[0] for p in parts)]),
+        itertools.accumulate([0, *(p[1] for p in parts)]),
+    )
+    return window(
+        (1.0 * n, page(n, drafted=d, accepted=a)) for n, (d, a) in enumerate(zip(drafted, accepted, strict=True))
+    )
 
 
 def test_acceptance_is_spread_over_parts_and_pods_by_what_they_drafted() -> None:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from specdecode.api.v1alpha1 import Configuration, HistoryEntry, Outcome
+from specdecode.api.v1alpha1 import BatchRangeStatus, Configuration, HistoryEntry, Outcome
 from specdecode.model.cost import RooflineModel
+from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Knowledge, StepTime
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Reason
@@ -222,3 +223,80 @@ def test_a_threshold_is_not_moved_for_what_the_model_gets_wrong() -> None:
     d = decide(o)
     assert any(c.profile == "ngram" and c != active for c in o.estimates.candidates), "there is another threshold"
     assert not d.change
+
+
+def waiting_for(**fields: Any) -> str:
+    live = workload(rendered(menu(spec()), "disabled"), settled=False)
+    spec_, status = fields.pop("spec", {}), fields.pop("status", {})
+    changed = dict(live.deployment) | {"spec": {**live.deployment["spec"], **spec_}, "status": status}
+    return decide(observation(workload=replace(live, deployment=changed))).message
+
+
+def test_a_workload_that_is_not_settled_says_what_is_missing() -> None:
+    text = waiting_for(status={"updatedReplicas": 3, "availableReplicas": 2})
+    assert "of 3, 3 are of its current template and 2 available" in text
+    assert "0 available" in waiting_for()
+    assert "paused (spec.paused)" in waiting_for(spec={"paused": True})
+
+
+def test_a_workload_scaled_to_0_is_not_called_broken() -> None:
+    o = observation(workload=workload(rendered(menu(spec()), "disabled"), replicas=0), pods=())
+    d = decide(o)
+    assert d.reason is Reason.METRICS_MISSING and d.message == "Deployment chat is scaled to 0"
+
+
+def test_a_schedule_that_was_taken_back_is_contested_too() -> None:
+    target = Configuration(profile="ngram", schedule=[BatchRangeStatus(start=1, end=31, k=5)])
+    d = decide(running_ngram(history=(entry(ago=7200.0, target="ngram").model_copy(update={"target": target}),)))
+    assert d.reason is Reason.FIELD_CONTESTED
+
+
+def test_what_was_changed_last_and_still_runs_is_not_contested() -> None:
+    assert decide(running_ngram(history=(entry(ago=7200.0),))).reason is not Reason.FIELD_CONTESTED
+
+
+def unable(o: Observation, **changes: Any) -> Observation:
+    return replace(o, estimates=replace(o.estimates, **changes))
+
+
+def test_where_there_is_nothing_else_it_says_why() -> None:
+    o = observation()
+    alone = unable(o, candidates=(option(menu(spec()), "disabled"),), unavailable={"ngram": "0.1.0 has no n-gram"})
+    d = decide(alone)
+    assert d.reason is Reason.BEST_ALREADY
+    assert d.message == "disabled stays: there is nothing else; ngram cannot run: 0.1.0 has no n-gram"
+
+
+def test_a_profile_that_cannot_carry_the_load_is_not_called_too_small_a_gain() -> None:
+    o = observation(knowledge={"ngram": Knowledge(NOW - 600, (0.75, 0.7, 0.75, 0.8), 4.7, (0.75,) * 5, 4.0, 5.0)})
+    full = replace(o.estimates.predictions["ngram"], headroom=0.9)
+    d = decide(unable(o, predictions={**o.estimates.predictions, "ngram": full}))
+    assert d.reason is Reason.GAIN_TOO_SMALL and not d.change
+    assert "could not carry the load" in d.message
+
+
+def test_where_nothing_carries_the_load_more_capacity_is_a_relief() -> None:
+    o = observation(knowledge={"ngram": Knowledge(NOW - 600, (0.75, 0.7, 0.75, 0.8), 4.7, (0.75,) * 5, 4.0, 5.0)})
+    assert o.estimates.running is not None
+    full, fuller = replace(o.estimates.predictions["ngram"], headroom=0.9), replace(o.estimates.running, headroom=0.5)
+    d = decide(unable(o, predictions={**o.estimates.predictions, "ngram": full}, running=fuller))
+    assert d.change and d.target is not None and d.target.profile == "ngram"
+
+
+def test_a_profile_that_is_barred_says_since_when_it_was_bad() -> None:
+    o = observation(knowledge={"ngram": Knowledge(NOW - 60, (0.3, 0.1, 0.3, 0.5), 2.5, (0.5,) * 5, 1.25, 5.0)})
+    d = decide(o)
+    assert d.reason is Reason.GAIN_TOO_SMALL
+    assert "but its acceptance was 0.30 1m ago, below 0.5" in d.message
+
+
+def test_a_better_threshold_is_a_reason_of_its_own() -> None:
+    o = running_ngram(acceptance=0.75, batch=4.0)
+    assert o.active is not None and o.active.speculation is not None
+    ranges = (BatchRange(1, 31, 5), BatchRange(32, 256, 0))
+    scheduled = replace(o.active, speculation=replace(o.active.speculation, schedule=ranges))
+    off = option(menu(spec()), "disabled")
+    here = o.estimates.predictions["ngram"]
+    faster = replace(here, tpot=Estimate(*(x / 2 for x in (here.tpot.value, here.tpot.low, here.tpot.high))))
+    d = decide(unable(o, candidates=(scheduled, off), predictions={"ngram": faster}, running=here))
+    assert d.reason is Reason.BETTER_THRESHOLD and d.target == scheduled

@@ -53,7 +53,9 @@ def alone(gain: tuple[float, float, float] | None = (0.2, 0.1, 0.3), **changes: 
     return comparison(gain, baseline=None, pods=(1, 0), before_and_after=True, **changes)
 
 
-def verdict(c: Comparison, policy: Any = POLICY, required: float = REQUIRED, protect_tail: bool = False) -> Verdict | None:
+def verdict(
+    c: Comparison, policy: Any = POLICY, required: float = REQUIRED, protect_tail: bool = False
+) -> Verdict | None:
     return judge(c, policy, required, protect_tail=protect_tail)
 
 
@@ -77,7 +79,12 @@ OUTCOMES: dict[str, tuple[Comparison, Any, Outcome | None, str]] = {
     "a gain that never gets clear": (comparison((0.04, -0.01, 0.09), **LATE), POLICY, Outcome.INCONCLUSIVE, "NotSure"),
     "no blocks": (comparison(None, **LATE), POLICY, Outcome.INCONCLUSIVE, "NotSure"),
     "few requests, early": (comparison(canary=measured(finished=19.0)), POLICY, None, ""),
-    "few requests": (comparison(canary=measured(finished=19.0), **LATE), POLICY, Outcome.INCONCLUSIVE, "TooFewRequests"),
+    "few requests": (
+        comparison(canary=measured(finished=19.0), **LATE),
+        POLICY,
+        Outcome.INCONCLUSIVE,
+        "TooFewRequests",
+    ),
     "few requests on the baseline": (
         comparison(baseline=measured(finished=19.0), **LATE),
         POLICY,
@@ -98,16 +105,33 @@ OUTCOMES: dict[str, tuple[Comparison, Any, Outcome | None, str]] = {
     ),
     "a silent canary": (comparison(None, canary=None, **LATE), POLICY, Outcome.ERROR, "NotMeasured"),
     "a silent baseline": (comparison(None, baseline=None, **LATE), POLICY, Outcome.ERROR, "NotMeasured"),
-    "requests fail": (comparison(canary=measured(client_errors=5.0), seconds=10.0), POLICY, Outcome.FAILED, "RequestsFail"),
+    "requests fail": (
+        comparison(canary=measured(client_errors=5.0), seconds=10.0),
+        POLICY,
+        Outcome.FAILED,
+        "RequestsFail",
+    ),
     "requests fail everywhere": (
-        comparison(canary=measured(client_errors=5.0), baseline=measured(finished=200.0, client_errors=10.0), seconds=10.0),
+        comparison(
+            canary=measured(client_errors=5.0), baseline=measured(finished=200.0, client_errors=10.0), seconds=10.0
+        ),
         POLICY,
         None,
         "",
     ),
     "two failures are chance": (comparison(canary=measured(errored=2.0), seconds=10.0), POLICY, None, ""),
-    "the limit on TPOT is broken": (comparison(canary=measured(tpot=percentiles(0.08))), SLO, Outcome.FAILED, "TailWorse"),
-    "the limit on TTFT is broken": (comparison(canary=measured(ttft=percentiles(2.0))), SLO, Outcome.FAILED, "TailWorse"),
+    "the limit on TPOT is broken": (
+        comparison(canary=measured(tpot=percentiles(0.08))),
+        SLO,
+        Outcome.FAILED,
+        "TailWorse",
+    ),
+    "the limit on TTFT is broken": (
+        comparison(canary=measured(ttft=percentiles(2.0))),
+        SLO,
+        Outcome.FAILED,
+        "TailWorse",
+    ),
     "the limit was broken before": (
         comparison(
             canary=measured(tpot=percentiles(0.08)),
@@ -135,9 +159,16 @@ def test_every_outcome_is_reached() -> None:
 
 @pytest.mark.parametrize(
     ("canary", "baseline", "protected", "reason"),
-    [(0.08, 0.05, True, "TailWorse"), (0.08, 0.05, False, "Faster"), (0.05, 0.05, True, "TailWorse"), (0.04, 0.05, True, "Faster")],
+    [
+        (0.08, 0.05, True, "TailWorse"),
+        (0.08, 0.05, False, "Faster"),
+        (0.05, 0.05, True, "TailWorse"),
+        (0.04, 0.05, True, "Faster"),
+    ],
 )
-def test_a_profile_under_review_must_keep_the_tail(canary: float, baseline: float, protected: bool, reason: str) -> None:
+def test_a_profile_under_review_must_keep_the_tail(
+    canary: float, baseline: float, protected: bool, reason: str
+) -> None:
     theirs = measured(finished=200.0, generation_tokens_per_second=2000.0, tpot=percentiles(baseline))
     c = comparison(canary=measured(tpot=percentiles(canary)), baseline=theirs)
     found = verdict(c, protect_tail=protected)

@@ -98,7 +98,12 @@ def test_a_ready_canary_is_analysed() -> None:
 
 
 BROKEN = {
-    "a crash loop": (canary(ready=False, restarts=1, waiting="CrashLoopBackOff"), 5.0, Outcome.FAILED, "CanaryCrashLooping"),
+    "a crash loop": (
+        canary(ready=False, restarts=1, waiting="CrashLoopBackOff"),
+        5.0,
+        Outcome.FAILED,
+        "CanaryCrashLooping",
+    ),
     "two restarts": (canary(ready=False, restarts=2), 5.0, Outcome.FAILED, "CanaryCrashLooping"),
     "never ready": (canary(ready=False), 601.0, Outcome.FAILED, "CanaryNotReady"),
     "no node has room": (
@@ -134,6 +139,35 @@ def test_where_no_gpu_is_free_one_pod_is_given_up_if_the_policy_allows() -> None
     assert step.desired is not None
     assert step.desired.strategy["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
     assert not step.desired.paused, "the controller must be free to remove an old pod"
+
+
+WAITS = {
+    "just now": (1.0, ()),
+    "and the pod is still ending": (200.0, (replace(OLD[0], terminating=True),)),
+}
+
+
+@pytest.mark.parametrize("case", WAITS)
+def test_a_pod_that_was_given_up_is_waited_for(case: str) -> None:
+    age, leaving = WAITS[case]
+    waiting = canary(ready=False, unschedulable_since=NOW - 300.0)
+    policy = spec(rollout={"allowUnavailable": True})
+    given_up = during(
+        RolloutPhase.STARTING, *OLD[1:], *leaving, waiting, age=age, policy=policy, rollout={"give_up_one": True}
+    )
+    step = advance(given_up, HOLD)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.STARTING
+
+
+def test_a_pod_that_was_given_up_in_vain_comes_back() -> None:
+    waiting = canary(ready=False, unschedulable_since=NOW - 300.0)
+    policy = spec(rollout={"allowUnavailable": True})
+    given_up = during(
+        RolloutPhase.STARTING, *OLD[1:], waiting, age=200.0, policy=policy, rollout={"give_up_one": True}
+    )
+    step = advance(given_up, HOLD)
+    assert step.rollout is not None and step.rollout.outcome_reason == "NoCapacity"
+
 
 
 def analysed(canary_step: float, *, age: float = 75.0, acceptance: float = 0.75, **changes: Any) -> Step:
@@ -263,6 +297,8 @@ def test_an_image_that_changed_under_a_paused_canary_supersedes_it() -> None:
     o = during(RolloutPhase.ANALYSING, *OLD, workload=workload(rendered(MENU, "ngram"), revision=None))
     step = advance(o, HOLD)
     assert step.rollout is not None and step.rollout.outcome_reason == "Superseded"
+    assert step.desired is not None and same(step.desired.container, rendered(MENU, "disabled"))
+    assert not step.desired.paused
 
 
 def test_a_crash_between_status_and_deployment_is_made_good() -> None:

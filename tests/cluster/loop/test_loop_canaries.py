@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 from specdecode.policy.clock import seconds_of
 from support.scene import Scene, deployment, fault
-from support.stories import stage, story
+from support.stories import story
 
-__all__ = ["stage"]
-
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(400)]
 
 BAD = {
     "is slow": ("slow:8", {"Slower", "GainTooSmall"}),

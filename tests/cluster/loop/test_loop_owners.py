@@ -6,11 +6,9 @@ import pytest
 from specdecode.cluster.kube import DEPLOYMENTS
 from support.operators import USER
 from support.scene import NAME, SERVE, Scene, deployment
-from support.stories import stage, story
+from support.stories import story
 
-__all__ = ["stage"]
-
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(400)]
 
 ARGS = "/spec/template/spec/containers/0/args"
 THEIRS = [*SERVE, "--max-num-seqs=64"]

@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 from support.operators import USER
 from support.scene import SERVE, Scene, deployment
-from support.stories import stage, story
+from support.stories import story
 from support.traffic import HOT_CHAT, NOTHING
 
-__all__ = ["stage"]
-
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(400)]
 
 PROMOTION = ["Starting", "Analysing", "Promoting", "Verifying", "Finishing"]
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 from support.scene import Scene, deployment, fault
-from support.stories import stage, story
+from support.stories import story
 
-__all__ = ["stage"]
-
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(400)]
 
 FAULTS = ["metrics-hang", "metrics-missing", "metrics-half"]
 
@@ -16,10 +14,10 @@ FAULTS = ["metrics-hang", "metrics-missing", "metrics-half"]
 @pytest.mark.parametrize("struck", FAULTS)
 @story
 async def test_without_metrics_nothing_is_decided(scene: Scene, struck: str) -> None:
-    await scene.serve(deployment(env=fault(struck, when="off")))
+    await scene.serve(deployment(1, env=fault(struck, when="off")))
     await scene.govern()
     await scene.until("the condition", lambda: scene.condition("MetricsAvailable") == ("False", "MetricsMissing"))
-    await scene.rest(15)
+    await scene.rest(8)
     assert scene.condition("MetricsAvailable") == ("False", "MetricsMissing")
     assert scene.decision is None
     assert len(scene.templates) == 1
@@ -29,7 +27,7 @@ async def test_without_metrics_nothing_is_decided(scene: Scene, struck: str) -> 
 @pytest.mark.parametrize("struck", FAULTS)
 @story
 async def test_a_canary_without_metrics_is_taken_back_as_not_measured(scene: Scene, struck: str) -> None:
-    await scene.serve(deployment(env=fault(struck)))
+    await scene.serve(deployment(1, env=fault(struck)))
     before = set(scene.ready)
     await scene.govern()
     entry = await scene.until_done()
