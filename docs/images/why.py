@@ -2,8 +2,9 @@
 
     python docs/images/why.py
 
-Step times `T` are measured (operator/specdecode/data/README.md). Tokens per second are `B E / T`, with `E` tokens per step
-from the acceptance that was set while measuring: each drafted token is accepted with 0.7 as long as all before it were.
+Step times `T` are measured (operator/specdecode/data/README.md). Tokens per second are `B E / T`, with `E` tokens per
+step from the acceptance that was set while measuring: each drafted token is accepted with 0.7 as long as all before it
+were.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def policy(spec: Mapping[str, Any], status: Json | None = None, generation: int 
 def deployed(deployment: Json) -> tuple[Resource, Json]:
     """A Deployment whose roll is over."""
     n = deployment["spec"].get("replicas", 1)
-    counts = {f: n for f in ("replicas", "updatedReplicas", "availableReplicas", "readyReplicas")}
+    counts = dict.fromkeys(("replicas", "updatedReplicas", "availableReplicas", "readyReplicas"), n)
     deployment["status"] = counts | {"observedGeneration": deployment["metadata"]["generation"]}
     deployment["spec"].setdefault("selector", {"matchLabels": {"app": "chat"}})
     return DEPLOYMENTS, deployment

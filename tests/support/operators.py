@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from specdecode.cluster.kube import Json
 from specdecode.lab.lab import Lab
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import aiohttp
+
 from specdecode.cluster.kube import DEPLOYMENTS, JSON_PATCH, PODS, POLICIES, REPLICASETS, Json, Resource
 from specdecode.lab.audit import Write
 from specdecode.lab.lab import Lab
@@ -338,9 +339,7 @@ class Scene:
             await self.kube.delete(POLICIES, NAME, self.namespace)
             # Nobody may be there to do it.
             patch = {"metadata": {"finalizers": None}}
-            await asyncio.gather(
-                self.kube.patch(POLICIES, NAME, self.namespace, patch), return_exceptions=True
-            )
+            await asyncio.gather(self.kube.patch(POLICIES, NAME, self.namespace, patch), return_exceptions=True)
         await self.kube.delete(NAMESPACES, self.namespace)
 
     def describe(self) -> str:
@@ -357,7 +356,8 @@ class Scene:
                 "Deployment: "
                 + json.dumps({f: spec.get(f) for f in ("replicas", "paused", "strategy", "minReadySeconds")})
                 + json.dumps((self.deployment or {}).get("status")),
-                "pods: " + ", ".join(f"{p['metadata']['name']} {'ready' if _ready(p) else 'not ready'}" for p in self.pods),
+                "pods: "
+                + ", ".join(f"{p['metadata']['name']} {'ready' if _ready(p) else 'not ready'}" for p in self.pods),
                 "failed requests: " + "; ".join(f for t in self._traffic for f in t.failures[:10]),
                 "the operator's log:",
                 *(ours or lines)[-30:],

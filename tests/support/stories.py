@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+
 from support.scene import Scene
 
 Stage = dict[str, "asyncio.Task[None]"]

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 import aiohttp
+
 from specdecode.sim.load import LoadGenerator, Record
 from specdecode.sim.workload import Arrival, Phase
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from specdecode.api.v1alpha1 import SpecDecodePolicySpec
@@ -77,6 +78,7 @@ def histogram(total: float, count: float) -> Histogram:
     return Histogram((0.01, 10.0, INF), (0.0, count, count), total, count)
 
 
+@cache
 def traffic(
     *,
     at: float = NOW,

@@ -19,4 +19,4 @@ class ConditionType(StrEnum):
     DEGRADED = "Degraded"
     """Something needs a person: another owner takes the fields back, changes keep failing."""
     MIXED_TRAFFIC = "MixedTraffic"
-    """A real part of the traffic loses although the mean looks well (F2, F14, F15)."""
+    """A real part of the traffic loses although the mean looks well."""

@@ -51,7 +51,7 @@ PRINTER_COLUMNS: tuple[Json, ...] = (
     _column("AGE", ".metadata.creationTimestamp", "Age of the policy.", kind="date"),
     _column("TARGET", ".spec.targetRef.name", "The workload.", priority=1),
     _column("SUSPENDED", ".spec.suspend", "Whether the operator rests.", kind="boolean", priority=1),
-    _column("MESSAGE", '.status.conditions[?(@.type=="Ready")].message', "What is going on.", priority=1),
+    _column("MESSAGE", '.status.conditions[?(@.type=="Recommended")].message', "What is going on.", priority=1),
 )
 
 

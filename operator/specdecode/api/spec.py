@@ -123,6 +123,10 @@ class Profile(ApiModel):
                 "(self.name == 'disabled') == (self.method == 'Disabled')",
                 "the name disabled and the method Disabled belong together: rename the profile",
             ),
+            rule(
+                "self.name != 'original'",
+                "original is how the status names the workload's own arguments: rename the profile",
+            ),
         )
     )
 
@@ -286,8 +290,8 @@ class Rollout(ApiModel):
     cooldown: Duration = Field(
         1800.0, description="Rest after a change. Doubles after each change that had to be taken back."
     )
-    max_changes_per_day: Annotated[int, Field(ge=1, le=1000)] = Field(
-        6, description="Changes that may be started in 24 hours."
+    max_changes_per_day: Annotated[int, Field(ge=1, le=20)] = Field(
+        6, description="Changes that may be started in 24 hours; no more than the history remembers."
     )
     progress_deadline: PositiveDuration = Field(
         1800.0,

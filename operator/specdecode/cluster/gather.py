@@ -13,7 +13,7 @@ from specdecode.cluster.scrape import Scrape, Scraper
 from specdecode.model.cost import Option
 from specdecode.model.window import Window
 from specdecode.policy.clock import seconds_of
-from specdecode.policy.observation import Observation, Pod, Problem, Workload
+from specdecode.policy.observation import Observation, Obstacle, Pod, Problem, Workload
 from specdecode.policy.options import Container, Menu, fingerprint, option_of, same, with_fields
 from specdecode.vllm.command import Server, find_container, read
 from specdecode.vllm.unmanageable import Unmanageable
@@ -67,7 +67,7 @@ class Gatherer:
             return replace(
                 base,
                 problem=Problem(
-                    "VersionUnknown",
+                    Obstacle.VERSION_UNKNOWN,
                     f"the image {container.get('image')} does not say its vLLM version and no server answers /version:"
                     " set spec.vllmVersion",
                 ),
@@ -76,6 +76,9 @@ class Gatherer:
         if isinstance(found, Unmanageable):
             return replace(base, problem=Problem(found.reason, found.message))
         menu, live, adopted_at = found
+        if not menu.server.log_stats:
+            text = "--disable-log-stats hides the server's metrics: remove it, or nothing can be measured"
+            return replace(base, problem=Problem(Obstacle.STATS_DISABLED, text))
         revision = next((r["metadata"]["labels"][HASH] for r in replicasets if _same_template(r, template)), None)
         workload = Workload(
             name=deployment["metadata"]["name"],
@@ -226,7 +229,7 @@ def _port(spec: SpecDecodePolicySpec, container: Container, server: Server | Unm
         named = {p.get("name"): p["containerPort"] for p in container.get("ports") or []}
         if port not in named:
             return Problem(
-                "PortUnknown",
+                Obstacle.PORT_UNKNOWN,
                 f"container {container['name']} has no port named {port}: name one of its ports in"
                 " spec.metrics.port, or write the number",
             )

@@ -17,9 +17,10 @@ from specdecode.controller.telemetry import Telemetry
 from specdecode.model.cost import RooflineModel
 from specdecode.policy.estimating import estimate
 from specdecode.policy.gates import decide
-from specdecode.policy.observation import Observation, Problem
+from specdecode.policy.observation import Obstacle, Problem
+from specdecode.rollout.clearing import cleared
 from specdecode.rollout.patch import Desired, patch
-from specdecode.rollout.phases import advance, cleared
+from specdecode.rollout.phases import advance
 
 log = logging.getLogger("specdecode")
 
@@ -70,22 +71,28 @@ class PolicyLoop:
                 post(notice)
             if step.finished is not None:
                 self._telemetry.changed(key, step.finished.outcome.value, step.finished.outcome_reason)
-            if step.desired is not None:
-                await self._apply(o, step.desired, policy["metadata"]["namespace"])
+            if step.desired is not None and o.workload is not None:
+                await self._apply(o.workload.deployment, step.desired)
             self._telemetry.ticked(key, o, d, after, self._clock() - started)
 
     async def clear(self, policy: Mapping[str, Any]) -> None:
         """The policy goes: leaves the workload as its user wants it. Raises `ApiError` until that is done."""
         async with self._lock:
             spec = SpecDecodePolicySpec.model_validate(policy["spec"])
-            o = await self._gatherer.observe(policy, spec, self.status)
-            # What this policy never touched is not its to restore.
-            touched = self.status.applied is not None or self.status.rollout is not None
-            desired = cleared(o, restore=spec.deletion_policy is DeletionPolicy.RESTORE) if touched else None
-            if desired is not None and not await self._apply(o, desired, policy["metadata"]["namespace"]):
-                raise ApiError(409, "Conflict", "the Deployment was changed meanwhile; trying again")
+            await self._clear_up(policy["metadata"]["namespace"], spec)
             self._gone = True
             self._telemetry.forget(_key(policy))
+
+    async def _clear_up(self, namespace: str, spec: SpecDecodePolicySpec) -> None:
+        try:
+            deployment = await self._kube.get(DEPLOYMENTS, spec.target_ref.name, namespace)
+        except ApiError as e:
+            if e.status == 404:
+                return
+            raise
+        desired = cleared(deployment, self.status, restore=spec.deletion_policy is DeletionPolicy.RESTORE)
+        if desired is not None and not await self._apply(deployment, desired):
+            raise ApiError(409, "Conflict", "the Deployment was changed meanwhile; trying again")
 
     async def _write(self, policy: Mapping[str, Any], status: SpecDecodePolicyStatus) -> None:
         """Writes what differs from the status written last: nothing when nothing does."""
@@ -97,19 +104,17 @@ class PolicyLoop:
             await self._kube.patch(POLICIES, meta["name"], meta["namespace"], body, subresource="status")
         self.status, self._written = status, new
 
-    async def _apply(self, o: Observation, desired: Desired, namespace: str) -> bool:
+    async def _apply(self, deployment: Mapping[str, Any], desired: Desired) -> bool:
         """Makes the Deployment what is desired; False when somebody else was quicker, and the next look decides."""
-        if o.workload is None:
-            return True
-        operations = patch(o.workload.deployment, desired)
+        operations, meta = patch(deployment, desired), deployment["metadata"]
         if not operations:
             return True
         try:
-            await self._kube.patch(DEPLOYMENTS, o.workload.name, namespace, operations, JSON_PATCH)
+            await self._kube.patch(DEPLOYMENTS, meta["name"], meta["namespace"], operations, JSON_PATCH)
         except ApiError as e:
             if e.status not in CONFLICT:
                 raise
-            log.info("Deployment %s/%s was changed meanwhile: %s", namespace, o.workload.name, e.message)
+            log.info("Deployment %s/%s was changed meanwhile: %s", meta["namespace"], meta["name"], e.message)
             return False
         return True
 
@@ -130,7 +135,7 @@ def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any
 
 def _taken(spec: SpecDecodePolicySpec, rival: str) -> Problem:
     return Problem(
-        "AnotherPolicy",
+        Obstacle.ANOTHER_POLICY,
         f"policy {rival} looks after {spec.target_ref.kind} {spec.target_ref.name} already: delete one of the two",
     )
 

@@ -76,7 +76,7 @@ def handlers() -> kopf.OperatorRegistry:
             raise kopf.PermanentError(f"no tick has finished for {silent:.0f} s")
         return f"{len(memo.loops)} policies, last tick {silent:.0f} s ago"
 
-    @kopf.index(GROUP, VERSION, PLURAL, registry=registry)
+    @kopf.index(GROUP, VERSION, PLURAL, registry=registry, id="by_target")
     async def by_target(body: kopf.Body, **_: Any) -> dict[tuple[str, str], tuple[str, str]]:
         meta = body["metadata"]
         return {(meta["namespace"], body["spec"]["targetRef"]["name"]): (meta["creationTimestamp"], meta["name"])}

@@ -14,7 +14,6 @@ from typing import Any
 from specdecode.api.conditions import ConditionType
 from specdecode.api.v1alpha1 import (
     AcceptanceStatus,
-    Condition,
     Interval,
     Mode,
     ObservationStatus,
@@ -27,14 +26,14 @@ from specdecode.api.v1alpha1 import (
     StepTime,
     Summary,
 )
+from specdecode.controller.conditions import condition, conditions
 from specdecode.model import knowledge
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Knowledge
 from specdecode.policy.clock import seconds_of, text_of
-from specdecode.policy.decision import Decision, Reason
-from specdecode.policy.gates import failures
+from specdecode.policy.decision import Decision
 from specdecode.policy.observation import Observation
-from specdecode.policy.options import Menu, configuration, fields_of, fingerprint
+from specdecode.policy.options import configuration, fields_of, fingerprint
 from specdecode.rollout.phases import Step
 
 HISTORY = 20
@@ -42,7 +41,6 @@ PROFILES = 17
 """What the API's list takes."""
 REFRESH_TICKS = 4
 """Figures alone are written at most every so many ticks."""
-FAILURES_THAT_DEGRADE = 3
 
 Json = dict[str, Any]
 
@@ -59,6 +57,8 @@ class Notice:
 
 def report(o: Observation, d: Decision, step: Step, before: SpecDecodePolicyStatus) -> SpecDecodePolicyStatus:
     """The status after a tick: `before` itself when there is nothing new worth writing."""
+    if o.policy.mode is Mode.OBSERVE and step.rollout is None:
+        d = Decision(d.reason, d.message)
     after = _status(o, d, step, before)
     if _significant(after) != _significant(before) or before.observation is None:
         return after
@@ -84,7 +84,7 @@ def notices(before: SpecDecodePolicyStatus, after: SpecDecodePolicyStatus) -> li
             )
         )
     for type_, bad_when in _EVENTFUL.items():
-        was, is_ = _condition(before, type_), _condition(after, type_)
+        was, is_ = condition(before, type_), condition(after, type_)
         was_bad, is_bad = was is not None and was.status == bad_when, is_ is not None and is_.status == bad_when
         if is_ is not None and was_bad != is_bad:
             text = is_.message or f"{type_.value} is {is_.status}"
@@ -112,7 +112,7 @@ def _status(o: Observation, d: Decision, step: Step, before: SpecDecodePolicySta
     active = before.active if o.active is None else configuration(o.active)
     return before.model_copy(
         update={
-            "conditions": _conditions(o, d, step, before),
+            "conditions": conditions(o, d, step, before),
             "observed_generation": o.generation,
             "vllm_version": str(o.menu.version) if o.menu else before.vllm_version,
             "active_profile": active.profile if active else None,
@@ -241,101 +241,6 @@ def knowledge_of(status: SpecDecodePolicyStatus) -> Mapping[str, Knowledge]:
         for p in status.profiles
         if p.measured_at or p.step_times
     }
-
-
-def _conditions(o: Observation, d: Decision, step: Step, before: SpecDecodePolicyStatus) -> list[Condition]:
-    unmanaged = d.reason in (Reason.WORKLOAD_MISSING, Reason.NOT_MANAGEABLE, Reason.FIELD_CONTESTED)
-    reason = o.problem.reason if d.reason is Reason.NOT_MANAGEABLE and o.problem else d.reason.value
-    blind = d.reason is Reason.METRICS_MISSING
-    answered = any(p.answered for p in o.pods) and not blind and d.reason is not Reason.METRICS_STALE
-    history = [step.finished, *before.history] if step.finished else before.history
-    change = step.rollout
-    made: list[tuple[ConditionType, bool | None, str, str]] = [
-        (
-            ConditionType.READY,
-            not unmanaged,
-            reason if unmanaged else "Suspended" if o.policy.suspend else _MODES[o.policy.mode],
-            d.message if unmanaged or o.menu is None else _managed(o, o.menu),
-        ),
-        (
-            ConditionType.METRICS_AVAILABLE,
-            answered or (False if blind else None),
-            "PodsAnswer" if answered else d.reason.value,
-            "" if answered else d.message,
-        ),
-        (
-            ConditionType.PROGRESSING,
-            change is not None,
-            change.phase.value if change else "NoChange",
-            change.message if change else "",
-        ),
-        (
-            ConditionType.RECOMMENDED,
-            None if d.target is None or change is not None else not d.change,
-            change.reason if change else (d.held_back[0] if d.held_back else d.reason).value,
-            d.message if d.held_back is None else f"{d.message}; {d.held_back[1]}",
-        ),
-        _degraded(d, failures(history)),
-        _mixed(o),
-    ]
-    return [_made(o, before, *c) for c in made]
-
-
-def _managed(o: Observation, menu: Menu) -> str:
-    refused = (f"; profile {profile} cannot run: {why}" for profile, why in o.estimates.unavailable.items())
-    return f"vLLM {menu.version} in {o.policy.target_ref.name}{''.join(refused)}"
-
-
-_MODES = {Mode.OBSERVE: "Observing", Mode.RECOMMEND: "Recommending", Mode.AUTO: "Managing"}
-
-
-def _degraded(d: Decision, failed: int) -> tuple[ConditionType, bool, str, str]:
-    if d.reason is Reason.FIELD_CONTESTED:
-        return ConditionType.DEGRADED, True, d.reason.value, d.message
-    if failed >= FAILURES_THAT_DEGRADE:
-        return (
-            ConditionType.DEGRADED,
-            True,
-            "ChangesFail",
-            f"the last {failed} changes did not succeed: see status.history",
-        )
-    return ConditionType.DEGRADED, False, "AsExpected", ""
-
-
-def _mixed(o: Observation) -> tuple[ConditionType, bool | None, str, str]:
-    acceptance, guard = o.estimates.acceptance, o.policy.guards.acceptance
-    if acceptance is None:
-        return ConditionType.MIXED_TRAFFIC, None, "NothingDrafted", ""
-    mean, p10, _, p90 = acceptance
-    if p10 < guard.p10_below <= mean:
-        return (
-            ConditionType.MIXED_TRAFFIC,
-            True,
-            "LowTail",
-            f"acceptance is {mean:.2f} on average, but {p10:.2f} at the 10th percentile ({p90:.2f} at the 90th):"
-            " part of the traffic loses; split it into a workload of its own",
-        )
-    return ConditionType.MIXED_TRAFFIC, False, "Homogeneous", ""
-
-
-def _made(
-    o: Observation, before: SpecDecodePolicyStatus, type_: ConditionType, value: bool | None, reason: str, message: str
-) -> Condition:
-    status = {True: "True", False: "False", None: "Unknown"}[value]
-    was = _condition(before, type_)
-    since = was.last_transition_time if was is not None and was.status == status else text_of(o.now)
-    return Condition(
-        type=type_.value,
-        status=status,
-        reason=reason,
-        message=message[:1024],
-        last_transition_time=since,
-        observed_generation=o.generation,
-    )
-
-
-def _condition(status: SpecDecodePolicyStatus, type_: ConditionType) -> Condition | None:
-    return next((c for c in status.conditions if c.type == type_.value), None)
 
 
 def _significant(status: SpecDecodePolicyStatus) -> Json:

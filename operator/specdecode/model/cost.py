@@ -99,7 +99,7 @@ _OTHER = _Prior(2.2, 0.30, 1.25, 0.20)
 _GRID = np.geomspace(16.0, 2048.0, 43)
 _LOG_KNEE = (math.log(170.0), 0.8)
 """n* of dense models on recent GPUs: peak FLOP/s x bytes per weight / (2 x memory bandwidth), about 170 on an H200."""
-_SCATTERS = (0.03, 0.06, 0.12, 0.24, 0.48)
+_SCATTERS = np.array([0.03, 0.06, 0.12, 0.24, 0.48])
 """Standard deviations of log T around the roofline: 0.03 on measured surfaces of dense models."""
 _DENSE = 2
 """Steps without scatter that are taken as seen: most models are dense."""
@@ -152,27 +152,26 @@ class RooflineModel:
         self._seen = np.log(np.maximum(tokens, 1.0))
         prior_mean = np.array([math.log(0.02), *(_FACTOR[0] for _ in self._columns)])
         prior_sd = np.array([2.0, *(_FACTOR[1] for _ in self._columns)])
-        # y and the posterior mean by knee (rows); the covariance depends on the scatter alone.
+        # Axes: n* (g), scatter (s), coefficient (p, q).
+        precision = 1 / _SCATTERS**2
         y = log_seconds - _roofline(tokens, _GRID[:, None], prompt)
-        knee_prior = ((np.log(_GRID) - _LOG_KNEE[0]) / _LOG_KNEE[1]) ** 2
-        means, covariances, evidence = [], [], []
-        for scatter in _SCATTERS:
-            covariance = np.linalg.inv(np.diag(prior_sd**-2.0) + design.T @ design / scatter**2)
-            mean = (prior_mean / prior_sd**2 + y @ design / scatter**2) @ covariance
-            residual = y - mean @ design.T
-            misfit = (residual**2).sum(1) / scatter**2 + (((mean - prior_mean) / prior_sd) ** 2).sum(1)
-            occam = 0.5 * np.linalg.slogdet(covariance)[1] - (len(rows) + _DENSE) * math.log(scatter)
-            means.append(mean)
-            covariances.append(covariance)
-            evidence.append(occam - 0.5 * (misfit + knee_prior))
-        weights = np.exp(np.array(evidence) - np.max(evidence))
+        information = np.diag(prior_sd**-2.0) + precision[:, None, None] * (design.T @ design)
+        covariance = np.asarray(np.linalg.inv(information), dtype=np.float64)
+        right = prior_mean / prior_sd**2 + precision[:, None] * (y @ design)[:, None, :]
+        mean = np.einsum("spq,gsq->gsp", covariance, right)
+        misfit = precision * ((y[:, None, :] - mean @ design.T) ** 2).sum(axis=2)
+        misfit += (((mean - prior_mean) / prior_sd) ** 2).sum(axis=2)
+        misfit += ((np.log(_GRID)[:, None] - _LOG_KNEE[0]) / _LOG_KNEE[1]) ** 2
+        evidence = 0.5 * (np.linalg.slogdet(covariance)[1] - misfit) - (len(rows) + _DENSE) * np.log(_SCATTERS)
+        weights = np.exp(evidence - evidence.max())
         weights /= weights.sum()
-        # One row per pair of scatter and knee.
         self._weights: Array = weights.ravel()
-        self._knees: Array = np.tile(_GRID, len(_SCATTERS))
-        self._means: Array = np.concatenate(means)
-        self._covariances: Array = np.repeat(covariances, len(_GRID), axis=0)
-        self._scatter = float(weights.sum(1) @ np.square(_SCATTERS))
+        self._knees: Array = np.repeat(_GRID, len(_SCATTERS))
+        self._means: Array = mean.reshape(len(self._knees), -1)
+        self._covariances = covariance
+        """By scatter: it does not depend on n*."""
+        self._scatter = float((weights * _SCATTERS**2).sum())
+        """Mean square of it."""
 
     def _log_step(
         self, option: Option, tokens: Array, drafting: Array, prompt_rate: float = 0.0
@@ -195,7 +194,7 @@ class RooflineModel:
         # A step that takes T computes rate x T prompt tokens: T = T_decode + (m / n*) rate T.
         prefilling = prompt_rate * np.exp(self._means[:, 0]) / self._knees
         mu -= np.log1p(-np.minimum(prefilling, _BUSIEST))[:, None]
-        variance = np.einsum("ij,gjk,ik->gi", x, self._covariances, x)
+        variance = np.tile(np.einsum("ip,spq,iq->si", x, self._covariances, x), (len(_GRID), 1))
         mean = self._weights @ mu
         total = self._weights @ (variance + (mu - mean) ** 2) + self._scatter
         distance = np.abs(np.log(np.maximum(tokens, 1.0))[:, None] - self._seen[None, :]).min(axis=1, initial=3.0)

@@ -94,7 +94,7 @@ def workload_rolling(o: Observation) -> Decision | None:
 
 
 def metrics_are_missing(o: Observation) -> Decision | None:
-    """No metrics, no decision (F19)."""
+    """No metrics, no decision."""
     pods = o.running(o.active)
     if any(p.answered for p in pods):
         return None
@@ -107,7 +107,7 @@ def metrics_are_missing(o: Observation) -> Decision | None:
 
 
 def metrics_are_stale(o: Observation) -> Decision | None:
-    """What was measured is not of now (F19)."""
+    """What was measured is not of now."""
     if o.estimates.measured is None:
         return Decision(
             Reason.METRICS_STALE, f"less than two good scrapes in the last {format_duration(o.policy.metrics.window)}"
@@ -143,7 +143,7 @@ MINIMUM_REQUEST_STEPS = 200
 
 
 def acceptance_below_floor(o: Observation) -> Decision | None:
-    """Low acceptance is net negative (F1): off, unless both sides of the cost were measured here and say otherwise."""
+    """Low acceptance is net negative: off, unless both sides of the cost were measured here and say otherwise."""
     floor, acceptance = o.policy.guards.acceptance.disable_below, o.estimates.acceptance
     off = _candidate(o, DISABLED)
     if o.active is None or o.active.speculation is None or acceptance is None or off is None or acceptance[0] >= floor:
@@ -166,7 +166,7 @@ def acceptance_below_floor(o: Observation) -> Decision | None:
 
 
 def batch_above_break_even(o: Observation) -> Decision | None:
-    """Above its break-even batch size speculation costs more than it brings (F3)."""
+    """Above its break-even batch size speculation costs more than it brings."""
     off = _candidate(o, DISABLED)
     measured, active = o.estimates.measured, o.active
     if off is None or active is None or active.speculation is None or measured is None:
@@ -340,7 +340,7 @@ def _barred(o: Observation, option: Option) -> str | None:
 
 
 def _needs_review(o: Observation, option: Option) -> bool:
-    """Between the floors a profile must also keep the tail on its canary (F1); so must one that was never measured."""
+    """Between the floors a profile must also keep the tail on its canary; so must one that was never measured."""
     known = o.knowledge.get(option.profile)
     rate = known.acceptance_rate if known else None
     return option.speculation is not None and (rate is None or rate < o.policy.guards.acceptance.review_below)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from specdecode.api.v1alpha1 import HistoryEntry, RolloutStatus, SpecDecodePolicySpec
@@ -61,6 +62,15 @@ class Workload:
         """`spec.strategy`."""
         strategy: Mapping[str, Any] = self.deployment["spec"].get("strategy") or {}
         return strategy
+
+
+class Obstacle(StrEnum):
+    """Why a workload cannot be managed, besides a command line that is not understood (`vllm.unmanageable.Reason`)."""
+
+    VERSION_UNKNOWN = "VersionUnknown"
+    PORT_UNKNOWN = "PortUnknown"
+    STATS_DISABLED = "StatsDisabled"
+    ANOTHER_POLICY = "AnotherPolicy"
 
 
 @dataclass(frozen=True)

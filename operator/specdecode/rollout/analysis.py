@@ -16,6 +16,7 @@ from specdecode.model.cost import Option
 from specdecode.model.estimate import Estimate
 from specdecode.model.measure import Change, Measurement, measurement
 from specdecode.policy.observation import Pod
+from specdecode.rollout.ending import Ending
 
 BLOCKS = 10
 """Blocks that the time is cut into, fewer while there are fewer readings."""
@@ -52,7 +53,7 @@ class Verdict:
     """How an analysis ends."""
 
     outcome: Outcome
-    reason: str
+    reason: Ending
     message: str
     gain: Estimate | None = None
 
@@ -62,7 +63,7 @@ def in_force(pod: Pod, option: Option | None) -> str | None:
     if not pod.window.readings or option is None:
         return None
     engines = pod.window.readings[-1].page.engines
-    speculates = any(e.draft_tokens is not None for e in engines)
+    speculates = any(e.draft_tokens is not None or e.draft_acceptance_gauge is not None for e in engines)
     if option.speculation is None:
         return f"pod {pod.name} drafts tokens, though {option.profile} has speculation off" if speculates else None
     if not speculates:
@@ -104,35 +105,37 @@ def judge(c: Comparison, policy: SpecDecodePolicySpec, required_gain: float, *, 
     rules = policy.rollout.analysis
     how = "before and after, for want of a baseline: " if c.before_and_after else ""
     if errors := _errors(c):
-        return Verdict(Outcome.FAILED, "RequestsFail", errors, c.gain)
+        return Verdict(Outcome.FAILED, Ending.REQUESTS_FAIL, errors, c.gain)
     enough = _enough_requests(c, rules.minimum_requests)
     share = _share_of_load(c)
     if c.gain is not None and enough:
         if c.gain.high < min(0.0, required_gain - NO_WORSE) and share <= UNEQUAL_LOAD:
-            return Verdict(Outcome.FAILED, "Slower", f"{how}the canary is slower: gain {_percent(c.gain)}", c.gain)
+            return Verdict(Outcome.FAILED, Ending.SLOWER, f"{how}the canary is slower: gain {_percent(c.gain)}", c.gain)
         if c.seconds >= rules.duration and share >= 1 / UNEQUAL_LOAD:
             if broken := _slo_broken(c, policy) or (protect_tail and _tail_worse(c)):
-                return Verdict(Outcome.FAILED, "TailWorse", f"{how}{broken}", c.gain)
+                return Verdict(Outcome.FAILED, Ending.TAIL_WORSE, f"{how}{broken}", c.gain)
             floor = 0.0 if required_gain > 0 else -NO_WORSE
             if c.gain.value >= required_gain and c.gain.low > floor:
-                return Verdict(Outcome.SUCCESSFUL, "Faster", f"{how}promoting: gain {_percent(c.gain)}", c.gain)
+                return Verdict(Outcome.SUCCESSFUL, Ending.PROMOTED, f"{how}promoting: gain {_percent(c.gain)}", c.gain)
             if c.gain.high < required_gain and share <= UNEQUAL_LOAD:
-                return Verdict(Outcome.FAILED, "GainTooSmall", f"{how}gain {_percent(c.gain)} is too small", c.gain)
+                return Verdict(
+                    Outcome.FAILED, Ending.GAIN_TOO_SMALL, f"{how}gain {_percent(c.gain)} is too small", c.gain
+                )
     if c.seconds < 2 * rules.duration:
         return None
     if c.canary is None or (c.baseline is None and not c.before_and_after):
-        return Verdict(Outcome.ERROR, "NotMeasured", "the canary or its baseline did not answer with metrics")
+        return Verdict(Outcome.ERROR, Ending.NOT_MEASURED, "the canary or its baseline did not answer with metrics")
     if not enough:
         return Verdict(
             Outcome.INCONCLUSIVE,
-            "TooFewRequests",
+            Ending.TOO_FEW_REQUESTS,
             f"fewer than {rules.minimum_requests} requests finished on the canary or on its baseline",
             c.gain,
         )
     if not 1 / UNEQUAL_LOAD <= share <= UNEQUAL_LOAD:
-        return Verdict(Outcome.INCONCLUSIVE, "UnequalLoad", "canary and baseline got unequal load", c.gain)
+        return Verdict(Outcome.INCONCLUSIVE, Ending.UNEQUAL_LOAD, "canary and baseline got unequal load", c.gain)
     shown = f"gain {_percent(c.gain)}" if c.gain else "too few blocks with finished requests"
-    return Verdict(Outcome.INCONCLUSIVE, "NotSure", f"{how}no clear answer in time: {shown}", c.gain)
+    return Verdict(Outcome.INCONCLUSIVE, Ending.NOT_SURE, f"{how}no clear answer in time: {shown}", c.gain)
 
 
 def _changes(pods: Iterable[Pod], since: float) -> list[tuple[float, Change]]:

@@ -34,6 +34,7 @@ from specdecode.policy.options import (
     with_fields,
 )
 from specdecode.rollout.analysis import compare, in_force, judge
+from specdecode.rollout.ending import Ending
 from specdecode.rollout.patch import Desired, borrowed, given_back, patch
 from specdecode.vllm.unmanageable import Unmanageable
 
@@ -64,23 +65,10 @@ def advance(o: Observation, d: Decision) -> Step:
     if change.superseded:
         # What they changed stays. Our own part goes, if it is still there: it was not proven.
         end = change.roll_back if same(o.workload.container, change.target) else change.finish
-        return end(Outcome.ERROR, "Superseded", "somebody else changed the workload meanwhile: theirs stays")
+        return end(Outcome.ERROR, Ending.SUPERSEDED, "somebody else changed the workload meanwhile: theirs stays")
     if change.outdated:
-        return change.roll_back(Outcome.ERROR, "PolicyChanged", "the policy was edited: its canary is taken back")
+        return change.roll_back(Outcome.ERROR, Ending.POLICY_CHANGED, "the policy was edited: its canary is taken back")
     return _PHASES[o.rollout.phase](change)
-
-
-def cleared(o: Observation, *, restore: bool) -> Desired | None:
-    """What the Deployment should look like once the policy is gone: an unproven change never stays."""
-    if o.workload is None or o.menu is None:
-        return None
-    container = o.workload.container
-    if o.rollout is not None:
-        container = with_fields(container, o.rollout.source_fields)
-    if restore:
-        container = o.menu.original
-    fields = o.rollout.borrowed if o.rollout else borrowed(o.workload.deployment)
-    return given_back(container, fields)
 
 
 def _begin(o: Observation, workload: Workload, menu: Menu, d: Decision) -> Step:
@@ -176,11 +164,11 @@ class _Change:
         waiting = self.o.now - max(canary.unschedulable_since, seconds_of(self.rollout.phase_started_at))
         return waiting > min(NO_CAPACITY_AFTER, self.o.policy.rollout.progress_deadline / 4)
 
-    def broken(self, pods: tuple[Pod, ...]) -> tuple[str, str] | None:
+    def broken(self, pods: tuple[Pod, ...]) -> str | None:
         """A pod that keeps dying will not get better."""
         for pod in pods:
             if pod.restarts >= 2 or (pod.restarts and pod.waiting == "CrashLoopBackOff"):
-                return "CrashLooping", f"pod {pod.name} restarted {pod.restarts} times"
+                return f"pod {pod.name} restarted {pod.restarts} times"
         return None
 
     # --- what follows ---
@@ -216,15 +204,19 @@ class _Change:
         """Goes to another phase."""
         return self.go_on(message, phase=phase, phase_started_at=text_of(self.o.now), **update)
 
-    def roll_back(self, outcome: Outcome, reason: str, message: str, gain: Interval | None = None) -> Step:
+    def roll_back(self, outcome: Outcome, reason: Ending, message: str, gain: Interval | None = None) -> Step:
         """Takes the change back."""
         return self.enter(
-            RolloutPhase.ROLLING_BACK, message, outcome=outcome, outcome_reason=reason, gain=gain or self.rollout.gain
+            RolloutPhase.ROLLING_BACK,
+            message,
+            outcome=outcome,
+            outcome_reason=str(reason),
+            gain=gain or self.rollout.gain,
         )
 
-    def finish(self, outcome: Outcome, reason: str, message: str) -> Step:
+    def finish(self, outcome: Outcome, reason: Ending | str, message: str) -> Step:
         """The template is what it shall be: give the borrowed fields back."""
-        return self.enter(RolloutPhase.FINISHING, message, outcome=outcome, outcome_reason=reason)
+        return self.enter(RolloutPhase.FINISHING, message, outcome=outcome, outcome_reason=str(reason))
 
     def finished(self) -> HistoryEntry:
         """The change as the history keeps it."""
@@ -236,7 +228,7 @@ class _Change:
             target=r.target,
             reason=r.reason,
             outcome=r.outcome or Outcome.ERROR,
-            outcome_reason=r.outcome_reason or "Unknown",
+            outcome_reason=r.outcome_reason or Ending.SUPERSEDED,
             message=r.message,
             gain=r.gain,
             started_at=r.started_at,
@@ -248,10 +240,14 @@ def _starting(c: _Change) -> Step:
     """Until the canary is ready."""
     target = c.rollout.target.profile
     if broken := c.broken(c.canaries):
-        return c.roll_back(Outcome.FAILED, f"Canary{broken[0]}", f"the canary of {target} does not start: {broken[1]}")
+        return c.roll_back(
+            Outcome.FAILED, Ending.CANARY_CRASH_LOOPING, f"the canary of {target} does not start: {broken}"
+        )
     if c.late:
         return c.roll_back(
-            Outcome.FAILED, "CanaryNotReady", f"the canary of {target} was not ready within the progress deadline"
+            Outcome.FAILED,
+            Ending.CANARY_NOT_READY,
+            f"the canary of {target} was not ready within the progress deadline",
         )
     canary = next(iter(c.canaries), None)
     if canary is None:
@@ -265,7 +261,7 @@ def _starting(c: _Change) -> Step:
             )
         return c.roll_back(
             Outcome.ERROR,
-            "NoCapacity",
+            Ending.NO_CAPACITY,
             "no node has room for the canary: free a GPU, or set spec.rollout.allowUnavailable",
         )
     if not canary.ready:
@@ -280,11 +276,13 @@ def _starting(c: _Change) -> Step:
 def _analysing(c: _Change) -> Step:
     """Until canary and baseline can be told apart, or it is clear that they cannot."""
     if broken := c.broken(c.canaries):
-        return c.roll_back(Outcome.FAILED, f"Canary{broken[0]}", f"the canary failed under load: {broken[1]}")
+        return c.roll_back(Outcome.FAILED, Ending.CANARY_CRASH_LOOPING, f"the canary failed under load: {broken}")
     canaries = tuple(p for p in c.canaries if p.ready)
     target = option_of(c.rollout.target, c.menu)
     if wrong := next((w for p in canaries if (w := in_force(p, target))), None):
-        return c.roll_back(Outcome.FAILED, "NotInForce", f"the canary does not run {c.rollout.target.profile}: {wrong}")
+        return c.roll_back(
+            Outcome.FAILED, Ending.NOT_IN_FORCE, f"the canary does not run {c.rollout.target.profile}: {wrong}"
+        )
     # After a restart of the operator the windows are empty: what was measured before is measured again.
     ready_at = seconds_of(c.rollout.canary_ready_at or c.rollout.phase_started_at)
     since = max(ready_at, c.o.observing_since) + c.o.policy.rollout.analysis.warmup
@@ -292,7 +290,7 @@ def _analysing(c: _Change) -> Step:
     verdict = judge(comparison, c.o.policy, c.rollout.required_gain, protect_tail=c.rollout.protect_tail)
     if verdict is None:
         if c.late:
-            return c.roll_back(Outcome.ERROR, "AnalysisOverdue", "no verdict within the progress deadline")
+            return c.roll_back(Outcome.ERROR, Ending.ANALYSIS_OVERDUE, "no verdict within the progress deadline")
         return c.go_on()
     shown = verdict.gain
     gain = None if shown is None else Interval(value=shown.value, low=shown.low, high=shown.high)
@@ -304,10 +302,12 @@ def _analysing(c: _Change) -> Step:
 def _promoting(c: _Change) -> Step:
     """Until all pods are of the new template."""
     if broken := c.broken(c.canaries):
-        return c.roll_back(Outcome.FAILED, broken[0], f"while promoting {c.rollout.target.profile}: {broken[1]}")
+        return c.roll_back(
+            Outcome.FAILED, Ending.CRASH_LOOPING, f"while promoting {c.rollout.target.profile}: {broken}"
+        )
     if c.late:
         return c.roll_back(
-            Outcome.FAILED, "ProgressDeadlineExceeded", "not all pods were replaced within the progress deadline"
+            Outcome.FAILED, Ending.PROGRESS_DEADLINE_EXCEEDED, "not all pods were replaced within the progress deadline"
         )
     if not c.workload.settled:
         return c.go_on()
@@ -322,10 +322,12 @@ def _verifying(c: _Change) -> Step:
     if c.workload.settled and not wrong and not unheard:
         gain = c.rollout.gain
         shown = f"; the canary was {gain.value * 100:.0f} % faster" if gain else ""
-        return c.finish(Outcome.SUCCESSFUL, "Promoted", f"all pods run {c.rollout.target.profile}{shown}")
+        return c.finish(Outcome.SUCCESSFUL, Ending.PROMOTED, f"all pods run {c.rollout.target.profile}{shown}")
     if c.late:
         what = wrong[0] if wrong else "not every pod answered with its metrics"
-        return c.roll_back(Outcome.FAILED, "NotInForce", f"{c.rollout.target.profile} could not be verified: {what}")
+        return c.roll_back(
+            Outcome.FAILED, Ending.NOT_IN_FORCE, f"{c.rollout.target.profile} could not be verified: {what}"
+        )
     return c.go_on()
 
 
@@ -333,7 +335,7 @@ def _rolling_back(c: _Change) -> Step:
     """Until only pods of the old template are left."""
     r = c.rollout
     if c.workload.settled and same(c.workload.container, c.source):
-        return c.finish(r.outcome or Outcome.ERROR, r.outcome_reason or "TakenBack", r.message)
+        return c.finish(r.outcome or Outcome.ERROR, r.outcome_reason or Ending.SUPERSEDED, r.message)
     return c.go_on()
 
 

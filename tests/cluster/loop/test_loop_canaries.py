@@ -52,7 +52,6 @@ async def test_a_bad_canary_is_taken_back_and_nothing_else_is_touched(scene: Sce
         await scene.assert_served()
 
 
-
 @story
 async def test_without_a_spare_gpu_nothing_is_changed(scene: Scene) -> None:
     gpu = await scene.add_resource("scarce", 2)

@@ -58,7 +58,9 @@ async def test_a_policy_that_is_deleted_while_the_operator_is_dead_is_cleared_up
     await scene.until("the Deployment to be held", lambda: scene.paused)
     await scene.operator.kill()
     await scene.delete_policy(wait=False)
-    await scene.until("the deletion to wait", lambda: scene.policy and scene.policy["metadata"].get("deletionTimestamp"))
+    await scene.until(
+        "the deletion to wait", lambda: scene.policy and scene.policy["metadata"].get("deletionTimestamp")
+    )
     await scene.operator.start()
     await scene.until("the policy to be gone", lambda: scene.policy is None)
     await scene.until("the canary to go", lambda: scene.settled and scene.container == original)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
+
 from specdecode.api.v1alpha1 import (
     BatchRangeStatus,
     Configuration,
@@ -27,7 +29,6 @@ from specdecode.policy.gates import decide
 from specdecode.policy.observation import Observation, Problem
 from specdecode.rollout.phases import advance
 from support.world import NOW, SPEC, merged, observation, option, spec, traffic
-from typer.testing import CliRunner
 
 EMPTY = SpecDecodePolicyStatus()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from specdecode.api.v1alpha1 import Configuration, Original, RolloutPhase, SpecDecodePolicyStatus
 from specdecode.cluster.gather import Gatherer
 from specdecode.cluster.kube import ApiError, Json, Resource

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+
 from specdecode.cluster.kube import (
     DEPLOYMENTS,
     JSON_PATCH,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from specdecode.cluster.scrape import CONCURRENCY, SIZE_LIMIT, Scraper
 from specdecode.vllm.version import Version
 

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
+
 from specdecode.api.v1alpha1 import Outcome, RolloutPhase, SpecDecodePolicyStatus
 from specdecode.cluster.kube import DEPLOYMENTS, POLICIES, ApiError, Json
 from specdecode.cluster.scrape import Scraper

@@ -6,6 +6,7 @@ from typing import Any
 
 import kopf
 import pytest
+
 from specdecode.controller.main import _rival
 
 MINE = kopf.Body(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from specdecode.api.v1alpha1 import (
     Condition,
     Configuration,
@@ -401,7 +402,7 @@ JSON = st.recursive(
 OBJECTS = st.dictionaries(st.text("abc", min_size=1, max_size=1), JSON, max_size=3)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(OBJECTS, OBJECTS)
 def test_a_merge_patch_makes_the_new_of_the_old(old: dict[str, Any], new: dict[str, Any]) -> None:
     patch = merge_patch(old, new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from specdecode.model.cost import OfferedLoad, Option, Prediction, RooflineModel
 from specdecode.model.knowledge import Knowledge, StepTime
 from specdecode.model.surface import Surface
@@ -164,7 +166,7 @@ def test_more_load_never_makes_tokens_faster_and_leaves_less_headroom(name: str,
     methods = load_surface(name).methods
     m = learnt(name, (2.0, 8.0, 32.0), *(o for o in OPTIONS if method_of(o) in methods))
     predictions = [m.predict(option, OfferedLoad(float(load))) for load in np.geomspace(1.0, 50_000.0, 40)]
-    for less, more in zip(predictions, predictions[1:], strict=False):
+    for less, more in itertools.pairwise(predictions):
         assert more.tpot.value >= less.tpot.value * (1 - 1e-9)
         assert more.batch_size >= less.batch_size * (1 - 1e-9)
         assert more.headroom < less.headroom

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import MAX_STEP_TIMES, NEWER, Knowledge, StepTime, learn
 from specdecode.model.measure import Measurement

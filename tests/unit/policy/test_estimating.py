@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+
 from specdecode.model.cost import OfferedLoad, Option, Prediction, RooflineModel
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Knowledge
@@ -15,7 +16,7 @@ from specdecode.policy.estimating import SAME_THRESHOLD, estimate
 from specdecode.policy.observation import Observation
 from specdecode.vllm.metrics import Page
 from specdecode.vllm.speculation import BatchRange
-from support.world import NOW, menu, observation, option, pod, spec, traffic
+from support.world import menu, observation, option, pod, spec, traffic
 
 MENU = menu(spec())
 OFF, NGRAM = option(MENU, "disabled"), option(MENU, "ngram")

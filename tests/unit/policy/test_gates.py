@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from specdecode.api.v1alpha1 import BatchRangeStatus, Configuration, HistoryEntry, Outcome
 from specdecode.model.cost import RooflineModel
 from specdecode.model.estimate import Estimate

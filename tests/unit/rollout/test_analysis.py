@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from specdecode.api.v1alpha1 import Outcome
 from specdecode.model.estimate import Estimate
 from specdecode.model.histogram import Quantile
 from specdecode.model.measure import Measurement, Percentiles
+from specdecode.model.window import Window
 from specdecode.policy.observation import Pod
 from specdecode.rollout.analysis import BLOCKS, ENOUGH_BLOCKS, Comparison, Verdict, compare, in_force, judge
+from specdecode.vllm.metrics import Page
 from support.world import NOW, menu, option, pod, spec, traffic
 
 MENU = menu(spec())
@@ -63,9 +66,9 @@ LATE = {"seconds": 2 * DURATION}
 SLO = spec(objective={"slo": {"timePerOutputToken": {"p99": "60ms"}, "timeToFirstToken": {"p99": "1s"}}})
 
 OUTCOMES: dict[str, tuple[Comparison, Any, Outcome | None, str]] = {
-    "faster": (comparison(), POLICY, Outcome.SUCCESSFUL, "Faster"),
+    "faster": (comparison(), POLICY, Outcome.SUCCESSFUL, "Promoted"),
     "faster, but not for long enough": (comparison(seconds=59.0), POLICY, None, ""),
-    "faster than a start without a baseline": (alone(), POLICY, Outcome.SUCCESSFUL, "Faster"),
+    "faster than a start without a baseline": (alone(), POLICY, Outcome.SUCCESSFUL, "Promoted"),
     "surely slower, early": (comparison((-0.3, -0.4, -0.2), seconds=20.0), POLICY, Outcome.FAILED, "Slower"),
     "perhaps slower, early": (comparison((-0.1, -0.3, 0.1), seconds=20.0), POLICY, None, ""),
     "slower under far more load": (
@@ -139,9 +142,9 @@ OUTCOMES: dict[str, tuple[Comparison, Any, Outcome | None, str]] = {
         ),
         SLO,
         Outcome.SUCCESSFUL,
-        "Faster",
+        "Promoted",
     ),
-    "the limit holds": (comparison(canary=measured(tpot=percentiles(0.05))), SLO, Outcome.SUCCESSFUL, "Faster"),
+    "the limit holds": (comparison(canary=measured(tpot=percentiles(0.05))), SLO, Outcome.SUCCESSFUL, "Promoted"),
 }
 
 
@@ -161,9 +164,9 @@ def test_every_outcome_is_reached() -> None:
     ("canary", "baseline", "protected", "reason"),
     [
         (0.08, 0.05, True, "TailWorse"),
-        (0.08, 0.05, False, "Faster"),
+        (0.08, 0.05, False, "Promoted"),
         (0.05, 0.05, True, "TailWorse"),
-        (0.04, 0.05, True, "Faster"),
+        (0.04, 0.05, True, "Promoted"),
     ],
 )
 def test_a_profile_under_review_must_keep_the_tail(
@@ -272,3 +275,17 @@ def test_a_pods_own_metrics_say_whether_it_runs_its_profile(
 
 def test_a_pod_that_was_not_read_yet_contradicts_nothing() -> None:
     assert in_force(pod("p", "new", NGRAM), NGRAM) is None
+
+
+def old_version(**kw: Any) -> Pod:
+    """Before vLLM 0.11 there is no request TPOT."""
+    window = Window(3600.0)
+    for r in traffic(**kw).readings:
+        (engine,) = r.page.engines
+        window = window.add(Page((replace(engine, tpot=None),), r.page.process_start), r.t)
+    return pod("p", "new", None, window)
+
+
+def test_where_no_tpot_is_exposed_it_is_step_time_over_tokens_per_step() -> None:
+    c = compare((old_version(step=0.02, acceptance=0.6),), (old_version(step=0.02),), NOW - 55, NOW, None)
+    assert c.gain is not None and c.gain.value == pytest.approx(3.0), "four tokens a step"

@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from specdecode.rollout.patch import Desired, borrowed, given_back, patch
 from support.world import CONTAINER, deployment, menu, rendered, spec
 

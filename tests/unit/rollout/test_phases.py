@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from specdecode.api.v1alpha1 import Outcome, RolloutPhase, RolloutStatus
+
+from specdecode.api.v1alpha1 import Original, Outcome, RolloutPhase, RolloutStatus, SpecDecodePolicyStatus
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.observation import Observation, Pod
-from specdecode.policy.options import same
+from specdecode.policy.options import fields_of, fingerprint, same
+from specdecode.rollout.clearing import cleared
 from specdecode.rollout.patch import borrowed, patch
-from specdecode.rollout.phases import NO_CAPACITY_AFTER, Step, advance, cleared
-from support.world import NOW, menu, observation, option, pod, rendered, spec, traffic, workload
+from specdecode.rollout.phases import NO_CAPACITY_AFTER, Step, advance
+from support.world import NOW, deployment, menu, observation, option, pod, rendered, spec, traffic, workload
 
 MENU = menu(spec())
 OFF, NGRAM = option(MENU, "disabled"), option(MENU, "ngram")
@@ -162,12 +164,9 @@ def test_a_pod_that_was_given_up_is_waited_for(case: str) -> None:
 def test_a_pod_that_was_given_up_in_vain_comes_back() -> None:
     waiting = canary(ready=False, unschedulable_since=NOW - 300.0)
     policy = spec(rollout={"allowUnavailable": True})
-    given_up = during(
-        RolloutPhase.STARTING, *OLD[1:], waiting, age=200.0, policy=policy, rollout={"give_up_one": True}
-    )
+    given_up = during(RolloutPhase.STARTING, *OLD[1:], waiting, age=200.0, policy=policy, rollout={"give_up_one": True})
     step = advance(given_up, HOLD)
     assert step.rollout is not None and step.rollout.outcome_reason == "NoCapacity"
-
 
 
 def analysed(canary_step: float, *, age: float = 75.0, acceptance: float = 0.75, **changes: Any) -> Step:
@@ -312,18 +311,35 @@ def test_a_crash_between_status_and_deployment_is_made_good() -> None:
 
 @pytest.mark.parametrize("restore", [True, False])
 def test_a_deleted_policy_never_leaves_an_unproven_change(restore: bool) -> None:
-    o = during(RolloutPhase.ANALYSING, *OLD, canary())
-    desired = cleared(o, restore=restore)
-    assert desired is not None and not desired.paused
+    status = status_with(rollout=started())
+    desired = cleared(deployment(rendered(MENU, "ngram"), paused=True, minReadySeconds=599), status, restore=restore)
+    assert desired is not None and not desired.paused and desired.min_ready_seconds == 0
     assert same(desired.container, rendered(MENU, "disabled"))
     assert desired.strategy == started().borrowed.strategy
 
 
+def status_with(**fields: Any) -> SpecDecodePolicyStatus:
+    original = Original(**fields_of(MENU.original).model_dump(), adopted_at=text_of(NOW))
+    return SpecDecodePolicyStatus(original=original, **fields)
+
+
 def test_a_deleted_policy_restores_or_keeps_as_it_says() -> None:
-    o = observation(active=NGRAM, window=traffic(acceptance=0.75))
-    keep, restore = cleared(o, restore=False), cleared(o, restore=True)
-    assert keep is not None and same(keep.container, rendered(MENU, "ngram"))
-    assert restore is not None and same(restore.container, rendered(MENU, "disabled"))
+    ours = rendered(MENU, "ngram")
+    status = status_with(applied=fingerprint(ours))
+    assert cleared(deployment(ours), status, restore=False) is None
+    restored = cleared(deployment(ours), status, restore=True)
+    assert restored is not None and same(restored.container, rendered(MENU, "disabled"))
+
+
+def test_a_command_line_that_is_not_ours_is_not_restored() -> None:
+    theirs = {"name": "vllm", "args": ["--model", "another"]}
+    assert cleared(deployment(theirs), status_with(applied="0123"), restore=True) is None
+    given = cleared(deployment(theirs, paused=True), status_with(rollout=started()), restore=True)
+    assert given is not None and same(given.container, theirs) and not given.paused
+
+
+def test_a_policy_that_changed_nothing_leaves_everything() -> None:
+    assert cleared(deployment(rendered(MENU, "ngram")), status_with(), restore=True) is None
 
 
 PODS = st.builds(

@@ -1,0 +1,120 @@
+"""The conditions of a policy: what is thought of the workload, its metrics, the change and the traffic. Pure."""
+
+from __future__ import annotations
+
+from specdecode.api.conditions import ConditionType
+from specdecode.api.v1alpha1 import Condition, Mode, SpecDecodePolicyStatus
+from specdecode.policy.clock import text_of
+from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.gates import failures
+from specdecode.policy.observation import Observation
+from specdecode.policy.options import Menu
+from specdecode.rollout.phases import Step
+
+FAILURES_THAT_DEGRADE = 3
+
+
+def conditions(o: Observation, d: Decision, step: Step, before: SpecDecodePolicyStatus) -> list[Condition]:
+    """All conditions of the policy after a tick."""
+    unmanaged = d.reason in (Reason.WORKLOAD_MISSING, Reason.NOT_MANAGEABLE, Reason.FIELD_CONTESTED)
+    reason = o.problem.reason if d.reason is Reason.NOT_MANAGEABLE and o.problem else d.reason.value
+    blind = d.reason is Reason.METRICS_MISSING
+    answered = any(p.answered for p in o.pods) and not blind and d.reason is not Reason.METRICS_STALE
+    history = [step.finished, *before.history] if step.finished else before.history
+    change = step.rollout
+    made: list[tuple[ConditionType, bool | None, str, str]] = [
+        (
+            ConditionType.READY,
+            not unmanaged,
+            reason if unmanaged else "Suspended" if o.policy.suspend else _MODES[o.policy.mode],
+            d.message if unmanaged or o.menu is None else _managed(o, o.menu),
+        ),
+        (
+            ConditionType.METRICS_AVAILABLE,
+            answered or (False if blind else None),
+            "PodsAnswer" if answered else d.reason.value,
+            "" if answered else d.message,
+        ),
+        (
+            ConditionType.PROGRESSING,
+            change is not None,
+            change.phase.value if change else "NoChange",
+            change.message if change else "",
+        ),
+        (
+            ConditionType.RECOMMENDED,
+            None if d.target is None or change is not None or d.reason in _NO_JUDGEMENT else not d.change,
+            change.reason if change else (d.held_back[0] if d.held_back else d.reason).value,
+            d.message if d.held_back is None else f"{d.message}; {d.held_back[1]}",
+        ),
+        _degraded(d, failures(history)),
+        _mixed(o),
+    ]
+    return [_made(o, before, *c) for c in made]
+
+
+def _managed(o: Observation, menu: Menu) -> str:
+    notes = [f"profile {profile} cannot run: {why}" for profile, why in o.estimates.unavailable.items()]
+    if menu.server.config_file is not None:
+        notes.append(f"what {menu.server.config_file} says is not seen")
+    if menu.server.unseen:
+        notes.append(f"what {' '.join(menu.server.unseen)} stands for is not seen")
+    if menu.server.may_bring_speculation and menu.server.speculation is None:
+        notes.append("by its name the model brings a speculative configuration of its own, which arguments do not show")
+    return "; ".join([f"vLLM {menu.version} in {o.policy.target_ref.name}", *notes])
+
+
+_NO_JUDGEMENT = (Reason.IDLE, Reason.TOO_FEW_SAMPLES)
+"""What runs stays, but not because it would have been found to be best."""
+
+_MODES = {Mode.OBSERVE: "Observing", Mode.RECOMMEND: "Recommending", Mode.AUTO: "Managing"}
+
+
+def _degraded(d: Decision, failed: int) -> tuple[ConditionType, bool, str, str]:
+    if d.reason is Reason.FIELD_CONTESTED:
+        return ConditionType.DEGRADED, True, d.reason.value, d.message
+    if failed >= FAILURES_THAT_DEGRADE:
+        return (
+            ConditionType.DEGRADED,
+            True,
+            "ChangesFail",
+            f"the last {failed} changes did not succeed: see status.history",
+        )
+    return ConditionType.DEGRADED, False, "AsExpected", ""
+
+
+def _mixed(o: Observation) -> tuple[ConditionType, bool | None, str, str]:
+    acceptance, guard = o.estimates.acceptance, o.policy.guards.acceptance
+    if acceptance is None:
+        return ConditionType.MIXED_TRAFFIC, None, "NothingDrafted", ""
+    mean, p10, _, p90 = acceptance
+    if p10 < guard.p10_below <= mean:
+        return (
+            ConditionType.MIXED_TRAFFIC,
+            True,
+            "LowTail",
+            f"acceptance is {mean:.2f} on average, but {p10:.2f} at the 10th percentile ({p90:.2f} at the 90th):"
+            " part of the traffic loses; split it into a workload of its own",
+        )
+    return ConditionType.MIXED_TRAFFIC, False, "Homogeneous", ""
+
+
+def _made(
+    o: Observation, before: SpecDecodePolicyStatus, type_: ConditionType, value: bool | None, reason: str, message: str
+) -> Condition:
+    status = {True: "True", False: "False", None: "Unknown"}[value]
+    was = condition(before, type_)
+    since = was.last_transition_time if was is not None and was.status == status else text_of(o.now)
+    return Condition(
+        type=type_.value,
+        status=status,
+        reason=reason,
+        message=message[:1024],
+        last_transition_time=since,
+        observed_generation=o.generation,
+    )
+
+
+def condition(status: SpecDecodePolicyStatus, type_: ConditionType) -> Condition | None:
+    """One of the conditions by its type."""
+    return next((c for c in status.conditions if c.type == type_.value), None)
