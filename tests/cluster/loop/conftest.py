@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 import pytest_asyncio
+
 from specdecode.cluster.kube import Resource
 from specdecode.lab.lab import Lab
 from specdecode.sim.load import new_session

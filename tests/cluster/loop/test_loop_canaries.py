@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from specdecode.policy.clock import seconds_of
 from support.scene import Scene, deployment, fault
 from support.stories import story

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+
 from support.operators import USER
 from support.scene import SERVE, Scene, deployment
 from support.stories import story

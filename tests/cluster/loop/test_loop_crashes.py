@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from support.scene import Scene, deployment, fault
 from support.stories import story
 

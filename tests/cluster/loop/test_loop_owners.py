@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from specdecode.cluster.kube import DEPLOYMENTS
 from support.operators import USER
 from support.scene import NAME, SERVE, Scene, deployment
