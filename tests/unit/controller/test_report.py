@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from specdecode.api.v1alpha1 import (
@@ -273,7 +273,6 @@ KNOWN = st.builds(
 )
 
 
-@settings(max_examples=50)
 @given(KNOWN)
 def test_what_is_known_comes_back_from_the_status_after_a_restart(known: Knowledge) -> None:
     status = report(replace(looking_once(), knowledge={"ngram": known}), HOLD, Step(), EMPTY)
@@ -362,7 +361,6 @@ PODS = st.builds(
 )
 
 
-@settings(max_examples=60)
 @given(
     st.lists(PODS, max_size=3),
     st.sampled_from([OFF, NGRAM, None]),
@@ -402,7 +400,6 @@ JSON = st.recursive(
 OBJECTS = st.dictionaries(st.text("abc", min_size=1, max_size=1), JSON, max_size=3)
 
 
-@settings(max_examples=100)
 @given(OBJECTS, OBJECTS)
 def test_a_merge_patch_makes_the_new_of_the_old(old: dict[str, Any], new: dict[str, Any]) -> None:
     patch = merge_patch(old, new)

@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from specdecode.model.cost import OfferedLoad, Option, Prediction, RooflineModel
@@ -332,7 +332,6 @@ KNOWLEDGE = st.builds(
 )
 
 
-@settings(max_examples=60)
 @given(
     st.dictionaries(st.sampled_from(["disabled", "ngram", "draft", "gone"]), KNOWLEDGE, max_size=4),
     st.sampled_from([*OPTIONS, scheduled(BatchRange(1, 1, 5), BatchRange(2, MAX, 0))]),

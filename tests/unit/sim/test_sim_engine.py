@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from specdecode.sim.acceptance import Acceptance, from_unconditional
@@ -242,7 +242,6 @@ def test_a_slow_engine_takes_its_factor_longer() -> None:
     assert end(3.0) == pytest.approx(3 * end(1.0))
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     requests=st.lists(st.tuples(st.integers(1, 400), st.integers(1, 120)), min_size=1, max_size=25),
     kv_blocks=st.integers(35, 120),

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from typing import Any
 
-from hypothesis import assume, event, given, settings
+from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 from specdecode.vllm.capabilities import capabilities
@@ -144,7 +144,6 @@ PROFILE = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(containers(), st.none() | speculations(), PROFILE)
 def test_what_was_asked_for_is_read_back_and_nothing_else_changes(
     given_container: tuple[dict[str, Any], Version], wanted: Speculation | None, profile: dict[str, str | None]
@@ -190,7 +189,6 @@ def strip(container: dict[str, Any], version: Version) -> dict[str, Any]:
     return off
 
 
-@settings(max_examples=50, deadline=None)
 @given(containers())
 def test_what_already_runs_stays_as_it_is_written(given_container: tuple[dict[str, Any], Version]) -> None:
     container, version = given_container
@@ -211,7 +209,6 @@ FRAGMENTS = st.sampled_from(
 ANYTHING = st.lists(FRAGMENTS | TEXT, max_size=12).map("".join)
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.lists(ANYTHING | st.sampled_from(["vllm", "serve", "bash", "-c"]), max_size=5),
     st.none() | st.lists(ANYTHING, max_size=3),
@@ -279,7 +276,6 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.lists(PIECES, max_size=8).map("".join))
 def test_the_words_are_those_of_a_real_shell(text: str) -> None:
     environment = Environment({"A": "1  2", "B": "it's", "K": 'k "k'})

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from specdecode.vllm.exposition import parse_labels
 from specdecode.vllm.metrics import EngineSample, Page, PageError, read_page
 
-any_time = settings(deadline=None, max_examples=50)
+any_time = settings()
 RECORDINGS = Path(__file__).parents[2] / "data" / "vllm-metrics"
 
 
