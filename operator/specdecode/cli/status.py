@@ -172,55 +172,51 @@ def _seen(spec: SpecDecodePolicySpec, s: SpecDecodePolicyStatus, now: float) -> 
 
 
 def _profiles(s: SpecDecodePolicyStatus, now: float) -> Table:
-    table = Table(
+    headers = (
         "PROFILE",
-        "PREDICTED TPOT",
+        "PREDICTED MS",
         "HEADROOM",
-        "BREAK-EVEN BATCH",
-        "MEASURED TPOT",
-        "TOKENS/STEP",
-        "ACCEPTANCE P10/P50/P90",
-        "MEASURED",
-        box=None,
+        "BREAK-EVEN",
+        "MEASURED MS",
+        "TOK/STEP",
+        "ACCEPT P10/50/90",
+        "AGE",
     )
+    table = Table(*headers, box=None, padding=(0, 1, 0, 0))
     for p in s.profiles:
         mark = "*" if s.active_profile == p.name else " "
-        table.add_row(f"{mark} {p.name}", *_figures(p), _ago(p.measured_at, now))
+        table.add_row(f"{mark}{p.name}", *_figures(p), _age(p.measured_at, now))
     return table
 
 
 def _figures(p: ProfileStatus) -> list[str]:
-    a = p.acceptance
+    a, e = p.acceptance, p.predicted
     return [
-        f"{milliseconds(p.predicted.value)} ({p.predicted.low * 1e3:.1f} to {p.predicted.high * 1e3:.1f})"
-        if p.predicted
-        else DASH,
+        f"{e.value * 1e3:.1f} ({e.low * 1e3:.1f}-{e.high * 1e3:.1f})" if e else DASH,
         f"{p.headroom:.1f}x" if p.headroom is not None else DASH,
         number(p.break_even_batch_size),
-        milliseconds(p.time_per_output_token),
+        DASH if p.time_per_output_token is None else f"{p.time_per_output_token * 1e3:.1f}",
         number(p.tokens_per_step),
-        f"{a.p10:.2f} / {a.p50:.2f} / {a.p90:.2f}" if a else DASH,
+        f"{a.p10:.2f} {a.p50:.2f} {a.p90:.2f}" if a else DASH,
     ]
 
 
 def _history(entries: list[HistoryEntry], now: float) -> Table:
-    table = Table("ENDED", "FROM", "TO", "WHY", "OUTCOME", "GAIN", "HOW IT ENDED", box=None)
+    table = Table.grid(padding=(0, 2, 0, 0))
     for h in entries:
         style = "green" if h.outcome is Outcome.SUCCESSFUL else "yellow"
-        table.add_row(
-            _ago(h.finished_at, now),
-            h.source.profile,
-            configured(h.target),
-            h.reason,
-            Text(h.outcome.value, style=style),
-            percent(h.gain) if h.gain else DASH,
-            Text(h.message),
+        gain = f", canary's gain {percent(h.gain)}" if h.gain else ""
+        told = Text.assemble(
+            f"{h.source.profile} to {configured(h.target)}: ",
+            (h.outcome.value, style),
+            f"{gain}\n{h.reason}; {h.message}",
         )
+        table.add_row(f"{_age(h.finished_at, now)} ago", told)
     return table
 
 
-def _ago(time: str | None, now: float) -> str:
-    return DASH if time is None else f"{format_duration(max(0, round(now - seconds_of(time))))} ago"
+def _age(time: str | None, now: float) -> str:
+    return DASH if time is None else format_duration(max(0, round(now - seconds_of(time))))
 
 
 def milliseconds(seconds: float | None) -> str:

@@ -72,8 +72,8 @@ def learn(
 ) -> Knowledge:
     """Adds what pods that run the option showed.
 
-    `measured` is the whole window, `latest` the newest part of each pod's: step times belong to one batch size, which a
-    whole window is not. What the window lacks keeps its last value.
+    `measured` is the whole window, `latest` the newest stretch of each pod's that holds `ENOUGH_REQUEST_STEPS`.
+    What the window lacks keeps its last value.
     """
     known = known or Knowledge()
     steps = measured.request_steps
@@ -93,7 +93,7 @@ def learn(
         )
     for part in latest:
         b, seconds = part.requests_per_step, part.step_seconds
-        if b and seconds and part.request_steps and part.request_steps >= ENOUGH_REQUEST_STEPS:
+        if b and seconds and part.request_steps:
             drafted = (part.draft_tokens or 0.0) / part.request_steps
             prompt = (part.prompt_tokens_per_second or 0.0) * part.seconds / part.steps if part.steps else 0.0
             step = StepTime(b, b * (1 + drafted), seconds, prompt)

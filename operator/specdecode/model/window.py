@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -98,6 +99,23 @@ class Window:
     def parts(self) -> tuple[Measurement, ...]:
         """What the times between consecutive readings say, oldest first, where they can be measured."""
         return tuple(r.part for r in self.readings[1:] if r.part is not None)
+
+    def latest(self, request_steps: float) -> Measurement | None:
+        """The newest stretch that holds so many request-steps; None where the window does not hold as many.
+
+        A stretch as short as can be: a step's time belongs to one batch size, and over a whole window that changes.
+        """
+        if not self.readings:
+            return None
+        newest = self.readings[-1]
+        for later, earlier in itertools.pairwise(reversed(self.readings)):
+            if not isinstance(later.change, Change):
+                return None
+            stretch = change_between(earlier.page, newest.page, newest.t - earlier.t)
+            steps = stretch.figures.inter_token if isinstance(stretch, Change) else None
+            if isinstance(stretch, Change) and steps is not None and steps.count >= request_steps:
+                return measurement([stretch])
+        return None
 
     @property
     def activity(self) -> Activity | None:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from specdecode.api.v1alpha1 import BatchSizeTuningMode
 from specdecode.model.cost import CostModel, OfferedLoad, Option, Prediction
 from specdecode.model.estimate import Estimate
-from specdecode.model.knowledge import Knowledge, learn
+from specdecode.model.knowledge import ENOUGH_REQUEST_STEPS, Knowledge, learn
 from specdecode.model.measure import Change, Measurement
-from specdecode.model.window import Window, acceptance_spread, pods_together
+from specdecode.model.window import ENOUGH_DRAFTED, Window, acceptance_spread, pods_together
 from specdecode.policy.observation import Estimates, Observation, Pod
 from specdecode.policy.options import Menu
 from specdecode.vllm.capabilities import capabilities
@@ -41,19 +41,17 @@ def estimate(o: Observation, model_of: ModelFactory) -> Observation:
     running = o.running(o.active)
     measured = pods_together(windows[p.name] for p in running if p.answered)
     load = _offered(measured, [windows[p.name] for p in running if p.answered])
-    spread = acceptance_spread(windows[p.name] for p in running)
     limit = o.menu.server.max_num_seqs or DEFAULT_MAX_NUM_SEQS
     model = model_of(knowledge, limit, o.now)
     break_even = {option.profile: model.break_even(option) for option in o.menu.options}
     options = [_with_threshold(o, o.menu, option, break_even, limit) for option in o.menu.options]
     refused = {c.profile: r.message for c in options if isinstance(r := o.menu.render(c), Unmanageable)}
     candidates = tuple(c for c in options if c.profile not in refused)
-    rate = measured.acceptance_rate if measured else None
     modelled = model.predict(o.active, load) if load and o.active else None
     estimates = Estimates(
         load=load,
         measured=measured,
-        acceptance=(rate, spread.p10, spread.p50, spread.p90) if spread and rate is not None else None,
+        acceptance=_acceptance(measured, [windows[p.name] for p in running]),
         candidates=candidates,
         unavailable=refused,
         predictions={c.profile: model.predict(c, load) for c in candidates} if load else {},
@@ -75,12 +73,19 @@ def _learnt(o: Observation, windows: Mapping[str, Window]) -> Mapping[str, Knowl
         measured = pods_together(windows[p.name] for p in pods)
         if measured is None:
             continue
-        spread = acceptance_spread(windows[p.name] for p in pods)
-        rate = measured.acceptance_rate
-        acceptance = (rate, spread.p10, spread.p50, spread.p90) if spread and rate is not None else None
-        latest = [w.parts[-1] for p in pods if (w := windows[p.name]).parts]
+        acceptance = _acceptance(measured, [windows[p.name] for p in pods])
+        latest = [m for p in pods if (m := windows[p.name].latest(ENOUGH_REQUEST_STEPS)) is not None]
         knowledge[profile] = learn(knowledge.get(profile), measured, acceptance, latest, o.now)
     return knowledge
+
+
+def _acceptance(measured: Measurement | None, windows: list[Window]) -> tuple[float, float, float, float] | None:
+    """Mean, P10, P50 and P90. Where no pod drafted enough for a spread of its own, they are all the mean."""
+    rate = measured.acceptance_rate if measured else None
+    if measured is None or rate is None or (measured.draft_tokens or 0.0) < ENOUGH_DRAFTED:
+        return None
+    spread = acceptance_spread(windows)
+    return (rate, spread.p10, spread.p50, spread.p90) if spread else (rate, rate, rate, rate)
 
 
 def _offered(measured: Measurement | None, windows: list[Window]) -> OfferedLoad | None:

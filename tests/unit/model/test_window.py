@@ -2,13 +2,14 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable
 
 import pytest
 
 from specdecode.model.measure import Activity, Change, Measurement, Reason, Unmeasured
 from specdecode.model.window import Spread, Window, acceptance_spread, pods_together
-from specdecode.vllm.metrics import EngineSample, Page
+from specdecode.vllm.metrics import EngineSample, Histogram, Page
 
 
 def page(
@@ -177,3 +178,24 @@ def test_without_counters_there_is_no_spread() -> None:
     w = window([(0.0, v0(0.7)), (15.0, v0(0.8))])
     assert isinstance(w.change, Change)
     assert acceptance_spread([w]) is None
+
+
+def test_the_latest_stretch_is_as_short_as_its_steps_allow() -> None:
+    """Two requests and then ten: the newest stretch that holds enough steps is all of the ten."""
+    window = Window(1000.0)
+    count = tokens = 0.0
+    for t in range(0, 60, 5):
+        batch = 2.0 if t <= 30 else 10.0
+        count, tokens = count + 100 * batch, tokens + 100.0
+        sample = EngineSample(
+            model_name="m",
+            engine="0",
+            inter_token=Histogram((math.inf,), (count,), count * 0.02, count),
+            iteration_tokens=Histogram((math.inf,), (tokens,), tokens, tokens),
+        )
+        window = window.add(Page((sample,), 1.0), float(t))
+    few, more, most = (window.latest(n) for n in (900.0, 3000.0, 1e9))
+    assert few is not None and (few.seconds, few.requests_per_step) == (5.0, 10.0)
+    assert more is not None and (more.seconds, more.requests_per_step) == (15.0, 10.0)
+    assert most is None, "the window does not hold as many"
+    assert Window(60.0).latest(1.0) is None
