@@ -65,21 +65,21 @@ class Knowledge:
 
 def learn(
     known: Knowledge | None,
-    measured: Measurement,
+    measured: Measurement | None,
     acceptance: tuple[float, float, float, float] | None,
     latest: Iterable[Measurement],
     now: float,
 ) -> Knowledge:
     """Adds what pods that run the option showed.
 
-    `measured` is the whole window, `latest` the newest stretch of each pod's that holds `ENOUGH_REQUEST_STEPS`.
+    `measured` is the window as far as it drafted at the option's K, `latest` the newest stretch of each pod's
+    that holds `ENOUGH_REQUEST_STEPS`.
     What the window lacks keeps its last value.
     """
     known = known or Knowledge()
-    steps = measured.request_steps
-    speculates = measured.draft_tokens is not None
-    # A window in which a schedule held K at 0 says what such a step costs, and nothing about acceptance.
-    if steps and (not speculates or measured.draft_tokens):
+    steps = measured.request_steps if measured else None
+    # Where nothing was drafted, a step tells its cost, and nothing about acceptance.
+    if measured is not None and steps and measured.draft_tokens != 0:
         known = replace(
             known,
             measured_at=now,

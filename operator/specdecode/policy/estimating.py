@@ -10,7 +10,7 @@ from specdecode.api.v1alpha1 import BatchSizeTuningMode
 from specdecode.model.cost import CostModel, OfferedLoad, Option, Prediction
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import ENOUGH_REQUEST_STEPS, Knowledge, learn
-from specdecode.model.measure import Change, Measurement
+from specdecode.model.measure import Change, Measurement, measurement
 from specdecode.model.window import ENOUGH_DRAFTED, Window, acceptance_spread, pods_together
 from specdecode.policy.observation import Estimates, Observation, Pod
 from specdecode.policy.options import Menu
@@ -70,13 +70,34 @@ def _learnt(o: Observation, windows: Mapping[str, Window]) -> Mapping[str, Knowl
         if pod.ready and pod.answered and pod.option is not None:
             groups.setdefault(pod.option.profile, []).append(pod)
     for profile, pods in groups.items():
-        measured = pods_together(windows[p.name] for p in pods)
-        if measured is None:
-            continue
+        measured = _at_full_k(pods, windows)
         acceptance = _acceptance(measured, [windows[p.name] for p in pods])
         latest = [m for p in pods if (m := windows[p.name].latest(ENOUGH_REQUEST_STEPS)) is not None]
         knowledge[profile] = learn(knowledge.get(profile), measured, acceptance, latest, o.now)
     return knowledge
+
+
+CLEAR_OF_THRESHOLD = 1.25
+"""Factor by which a part's mean batch size must be below a threshold for all of its steps to have drafted."""
+
+
+def _at_full_k(pods: list[Pod], windows: Mapping[str, Window]) -> Measurement | None:
+    """What the pods did while they drafted: steps that a schedule held at K = 0 say nothing about the drafts.
+
+    Of use for ratios only: the parts need not follow each other.
+    """
+    changes = []
+    for pod in pods:
+        speculation = pod.option.speculation if pod.option else None
+        k = speculation.num_speculative_tokens if speculation else None
+        for reading in windows[pod.name].readings[1:]:
+            batch = reading.part.requests_per_step if reading.part else None
+            shadow = (
+                speculation is not None and k is not None and speculation.k_at((batch or 0) * CLEAR_OF_THRESHOLD) < k
+            )
+            if isinstance(reading.change, Change) and not shadow:
+                changes.append(reading.change)
+    return measurement(changes) if changes else None
 
 
 def _acceptance(measured: Measurement | None, windows: list[Window]) -> tuple[float, float, float, float] | None:

@@ -332,9 +332,9 @@ def _verifying(c: _Change) -> Step:
 
 
 def _rolling_back(c: _Change) -> Step:
-    """Until only pods of the old template are left."""
+    """Until only pods of the old template are left, or the deadline: what keeps those from being ready is not ours."""
     r = c.rollout
-    if c.workload.settled and same(c.workload.container, c.source):
+    if same(c.workload.container, c.source) and (c.workload.settled or c.late):
         return c.finish(r.outcome or Outcome.ERROR, r.outcome_reason or Ending.SUPERSEDED, r.message)
     return c.go_on()
 

@@ -163,3 +163,17 @@ def test_a_profile_that_cannot_be_written_for_this_version_is_left_out_and_said(
     assert [c.profile for c in o.estimates.candidates] == ["ngram", "disabled"]
     assert set(o.estimates.unavailable) == {"draft"} and o.estimates.unavailable["draft"]
     assert "draft" not in o.estimates.predictions
+
+
+def test_steps_that_a_schedule_held_at_zero_say_nothing_about_the_drafts() -> None:
+    """One pod drafts, the other is above the threshold: what a draft is worth is asked of the first alone."""
+    assert NGRAM.speculation is not None
+    ranges = (BatchRange(1, 31, 5), BatchRange(32, 256, 0))
+    active = replace(NGRAM, speculation=replace(NGRAM.speculation, schedule=ranges))
+    drafts, shadow = traffic(acceptance=0.75, batch=4.0), traffic(acceptance=0.0, k=0, batch=100.0, step=0.03)
+    o = observation(menu=MENU, active=NGRAM, pods=())
+    pods = (pod("a", "old", active, drafts), pod("b", "old", active, shadow))
+    known = estimate(replace(o, active=active, pods=pods, knowledge={}), RooflineModel).knowledge["ngram"]
+    assert known.tokens_per_step == pytest.approx(4.75, rel=0.01)
+    assert known.drafted_per_step == pytest.approx(5.0)
+    assert {t.drafted for t in known.step_times} == {True, False}, "both tell what their steps cost"

@@ -279,6 +279,13 @@ def test_a_roll_back_ends_when_only_the_old_pods_are_left() -> None:
     assert step.rollout.outcome is Outcome.FAILED
 
 
+def test_a_roll_back_does_not_wait_for_ever_for_pods_that_are_broken_anyway() -> None:
+    back = {"outcome": Outcome.FAILED, "outcome_reason": "Slower"}
+    o = during(RolloutPhase.ROLLING_BACK, *OLD, profile="disabled", settled=False, rollout=back, age=601.0)
+    step = advance(o, HOLD)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.FINISHING
+
+
 @pytest.mark.parametrize(
     "phase", [RolloutPhase.STARTING, RolloutPhase.ANALYSING, RolloutPhase.PROMOTING, RolloutPhase.VERIFYING]
 )
