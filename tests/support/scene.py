@@ -187,13 +187,13 @@ class Scene:
 
     @property
     def settled(self) -> bool:
-        """All pods are of the Deployment's template and available, and there are no others."""
+        """All pods are of the Deployment's template and ready, for its controller and in our view, and no others are left."""
         if self.deployment is None:
             return False
         spec, status = self.deployment["spec"], self.deployment.get("status", {})
         counts = {status.get(f, 0) for f in ("replicas", "updatedReplicas", "availableReplicas")}
         current = status.get("observedGeneration") == self.deployment["metadata"]["generation"]
-        return current and counts == {spec["replicas"]} and len(self.pods) == spec["replicas"]
+        return current and counts == {spec["replicas"]} and len(self.pods) == len(self.ready) == spec["replicas"]
 
     @property
     def paused(self) -> bool:

@@ -31,7 +31,7 @@ async def test_a_bad_canary_is_taken_back_and_nothing_else_is_touched(scene: Sce
     assert entry["outcomeReason"] in reasons
     assert seconds_of(entry["finishedAt"]) - seconds_of(entry["startedAt"]) < 60
     assert scene.container == original
-    assert set(scene.ready) == before, "the other pods are the ones that were there before"
+    await scene.until("the pods of before, and no others", lambda: set(scene.ready) == before)
     assert not any(pod["status"]["containerStatuses"][0]["restartCount"] for pod in scene.pods)
     scene.assert_given_back()
 
@@ -63,7 +63,7 @@ async def test_without_a_spare_gpu_nothing_is_changed(scene: Scene) -> None:
     assert (entry["outcome"], entry["outcomeReason"]) == ("Error", "NoCapacity")
     assert "allowUnavailable" in entry["message"]
     assert scene.container == original
-    assert set(scene.ready) == before
+    await scene.until("the pods of before, and no others", lambda: set(scene.ready) == before)
     scene.assert_given_back()
     await scene.assert_served()
 

@@ -33,7 +33,7 @@ async def test_a_canary_without_metrics_is_taken_back_as_not_measured(scene: Sce
     await scene.govern()
     entry = await scene.until_done()
     assert (entry["outcome"], entry["outcomeReason"]) == ("Error", "NotMeasured")
-    assert set(scene.ready) == before
+    await scene.until("the pods of before, and no others", lambda: set(scene.ready) == before)
     scene.assert_given_back()
     await scene.assert_served()
 

@@ -44,7 +44,7 @@ async def test_a_policy_that_is_deleted_during_a_canary_takes_it_along(scene: Sc
     await scene.until("the Deployment to be held", lambda: scene.paused)
     await scene.delete_policy()
     await scene.until("the canary to go", lambda: scene.settled and scene.container == original)
-    assert set(scene.ready) == before
+    await scene.until("the pods of before, and no others", lambda: set(scene.ready) == before)
     scene.assert_given_back()
     await scene.assert_served()
 
@@ -65,7 +65,7 @@ async def test_a_policy_that_is_deleted_while_the_operator_is_dead_is_cleared_up
     await scene.operator.start()
     await scene.until("the policy to be gone", lambda: scene.policy is None)
     await scene.until("the canary to go", lambda: scene.settled and scene.container == original)
-    assert set(scene.ready) == before
+    await scene.until("the pods of before, and no others", lambda: set(scene.ready) == before)
     scene.assert_given_back()
     await scene.assert_served()
 
@@ -180,6 +180,6 @@ async def test_a_policy_that_is_edited_during_a_canary_takes_it_back(scene: Scen
     await scene.edit(profiles=[profile])
     entry = await scene.until_done()
     assert (entry["outcome"], entry["outcomeReason"]) == ("Error", "PolicyChanged")
-    assert set(scene.ready) == before
+    await scene.until("the pods of before, and no others", lambda: set(scene.ready) == before)
     scene.assert_given_back()
     await scene.assert_served()
