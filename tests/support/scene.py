@@ -187,7 +187,7 @@ class Scene:
 
     @property
     def settled(self) -> bool:
-        """All pods are of the Deployment's template and ready, for its controller and in our view, and no others are left."""
+        """All pods are of the Deployment's template and ready, for its controller and in our view; others are gone."""
         if self.deployment is None:
             return False
         spec, status = self.deployment["spec"], self.deployment.get("status", {})
