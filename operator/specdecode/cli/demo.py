@@ -17,9 +17,10 @@ from rich.panel import Panel
 from rich.table import Table
 
 from specdecode.cli.crd import find_repository
-from specdecode.cli.status import configured, milliseconds, number, percent
+from specdecode.cli.status import configured, milliseconds, number
 from specdecode.lab.demo import MANAGED, PHASES, TITLES, Figures, Run, Verdict, figures, judge, play
 from specdecode.lab.errors import LabError
+from specdecode.model.estimate import percent
 
 RECENT = 6.0
 """Seconds that the live figures look back."""

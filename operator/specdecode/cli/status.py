@@ -15,7 +15,6 @@ from specdecode.api.quantities import format_duration
 from specdecode.api.v1alpha1 import (
     Configuration,
     HistoryEntry,
-    Interval,
     Outcome,
     ProfileStatus,
     RolloutStatus,
@@ -23,6 +22,7 @@ from specdecode.api.v1alpha1 import (
     SpecDecodePolicyStatus,
 )
 from specdecode.cli.cluster import Context, Kubeconfig, Namespace, one, parsed, policies, run
+from specdecode.model.estimate import percent
 from specdecode.policy.clock import seconds_of
 
 DASH = "-"
@@ -229,8 +229,3 @@ def number(value: float | None, *, percent: bool = False) -> str:
     if value is None:
         return DASH
     return f"{value:.0%}" if percent else f"{value:.3g}"
-
-
-def percent(gain: Interval) -> str:
-    """`+25 % (+10 to +40 %)`."""
-    return f"{gain.value * 100:+.0f} % ({gain.low * 100:+.0f} to {gain.high * 100:+.0f} %)"

@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 Z90 = 1.6448536269514722
 """Half width of a 90 % interval in standard deviations of a normal distribution."""
+
+
+class Ranged(Protocol):
+    """Whatever has a value and its interval: an `Estimate`, or the API's `Interval`."""
+
+    @property
+    def value(self) -> float: ...  # noqa: D102
+
+    @property
+    def low(self) -> float: ...  # noqa: D102
+
+    @property
+    def high(self) -> float: ...  # noqa: D102
+
+
+def percent(gain: Ranged) -> str:
+    """`+25 % (+10 to +40 %)`."""
+    return f"{gain.value * 100:+.0f} % ({gain.low * 100:+.0f} to {gain.high * 100:+.0f} %)"
 
 
 @dataclass(frozen=True)

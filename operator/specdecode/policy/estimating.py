@@ -15,7 +15,6 @@ from specdecode.model.window import ENOUGH_DRAFTED, Window, acceptance_spread, p
 from specdecode.policy.observation import Estimates, Observation, Pod
 from specdecode.policy.options import Menu
 from specdecode.vllm.capabilities import capabilities
-from specdecode.vllm.dialect import encode
 from specdecode.vllm.speculation import BatchRange
 from specdecode.vllm.unmanageable import Unmanageable
 
@@ -149,7 +148,9 @@ def _with_threshold(
         now = live.disable_by_batch_size or next((r.start for r in live.schedule if r.k == 0), None)
         if now is not None and max(now / threshold, threshold / now) < SAME_THRESHOLD:
             return o.active
-    able, method = capabilities(menu.version), str(encode(speculation)["method"])
+    able, method = capabilities(menu.version), speculation.vllm_method
+    if method is None:
+        return option
     if able.schedule_method(method) and menu.server.data_parallel_size == 1:
         k = speculation.num_speculative_tokens or 1
         ranges = (BatchRange(1, threshold - 1, k), BatchRange(threshold, limit, 0))

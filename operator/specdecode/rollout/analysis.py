@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from specdecode.api.v1alpha1 import Outcome, SpecDecodePolicySpec
 from specdecode.model.cost import Option
-from specdecode.model.estimate import Estimate
+from specdecode.model.estimate import Estimate, percent
 from specdecode.model.measure import Change, Measurement, measurement
 from specdecode.policy.observation import Pod
 from specdecode.rollout.ending import Ending
@@ -110,16 +110,16 @@ def judge(c: Comparison, policy: SpecDecodePolicySpec, required_gain: float, *, 
     share = _share_of_load(c)
     if c.gain is not None and enough:
         if c.gain.high < min(0.0, required_gain - NO_WORSE) and share <= UNEQUAL_LOAD:
-            return Verdict(Outcome.FAILED, Ending.SLOWER, f"{how}the canary is slower: gain {_percent(c.gain)}", c.gain)
+            return Verdict(Outcome.FAILED, Ending.SLOWER, f"{how}the canary is slower: gain {percent(c.gain)}", c.gain)
         if c.seconds >= rules.duration and share >= 1 / UNEQUAL_LOAD:
             if broken := _slo_broken(c, policy) or (protect_tail and _tail_worse(c)):
                 return Verdict(Outcome.FAILED, Ending.TAIL_WORSE, f"{how}{broken}", c.gain)
             floor = 0.0 if required_gain > 0 else -NO_WORSE
             if c.gain.value >= required_gain and c.gain.low > floor:
-                return Verdict(Outcome.SUCCESSFUL, Ending.PROMOTED, f"{how}promoting: gain {_percent(c.gain)}", c.gain)
+                return Verdict(Outcome.SUCCESSFUL, Ending.PROMOTED, f"{how}promoting: gain {percent(c.gain)}", c.gain)
             if c.gain.high < required_gain and share <= UNEQUAL_LOAD:
                 return Verdict(
-                    Outcome.FAILED, Ending.GAIN_TOO_SMALL, f"{how}gain {_percent(c.gain)} is too small", c.gain
+                    Outcome.FAILED, Ending.GAIN_TOO_SMALL, f"{how}gain {percent(c.gain)} is too small", c.gain
                 )
     if c.seconds < 2 * rules.duration:
         return None
@@ -134,7 +134,7 @@ def judge(c: Comparison, policy: SpecDecodePolicySpec, required_gain: float, *, 
         )
     if not 1 / UNEQUAL_LOAD <= share <= UNEQUAL_LOAD:
         return Verdict(Outcome.INCONCLUSIVE, Ending.UNEQUAL_LOAD, "canary and baseline got unequal load", c.gain)
-    shown = f"gain {_percent(c.gain)}" if c.gain else "too few blocks with finished requests"
+    shown = f"gain {percent(c.gain)}" if c.gain else "too few blocks with finished requests"
     return Verdict(Outcome.INCONCLUSIVE, Ending.NOT_SURE, f"{how}no clear answer in time: {shown}", c.gain)
 
 
@@ -224,7 +224,3 @@ def _tail_worse(c: Comparison) -> str | None:
             f"P99 TPOT is {ours.p99.value * 1e3:.0f} ms on the canary, {theirs.p99.value * 1e3:.0f} ms on the baseline"
         )
     return None
-
-
-def _percent(gain: Estimate) -> str:
-    return f"{gain.value * 100:+.0f} % ({gain.low * 100:+.0f} to {gain.high * 100:+.0f} %)"

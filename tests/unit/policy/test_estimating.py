@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from specdecode.policy.estimating import SAME_THRESHOLD, estimate
 from specdecode.policy.observation import Observation
 from specdecode.vllm.metrics import Page
 from specdecode.vllm.speculation import BatchRange
-from support.world import menu, observation, option, pod, spec, traffic
+from support.world import CONTAINER, menu, merged, observation, option, pod, spec, traffic
 
 MENU = menu(spec())
 OFF, NGRAM = option(MENU, "disabled"), option(MENU, "ngram")
@@ -177,3 +178,14 @@ def test_steps_that_a_schedule_held_at_zero_say_nothing_about_the_drafts() -> No
     assert known.tokens_per_step == pytest.approx(4.75, rel=0.01)
     assert known.drafted_per_step == pytest.approx(5.0)
     assert {t.drafted for t in known.step_times} == {True, False}, "both tell what their steps cost"
+
+
+def test_a_method_that_vllm_is_left_to_find_out_gets_no_threshold() -> None:
+    """The workload's own arguments may name no method: what works with it is not ours to guess."""
+    policy = spec(batchSizeTuning={"mode": "Auto"})
+    unnamed = json.dumps({"num_speculative_tokens": 1})
+    own = menu(policy, merged(CONTAINER, {"args": [*CONTAINER["args"], "--speculative-config", unnamed]}))
+    original = next(o for o in own.options if o.profile == "original")
+    assert original.speculation is not None and original.speculation.vllm_method is None
+    o = observation(policy, menu=own, active=OFF)
+    assert candidate(o, 40.0, "original") == original
