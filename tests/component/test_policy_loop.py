@@ -226,10 +226,11 @@ async def test_an_operator_that_dies_between_status_and_deployment_makes_the_cha
     assert cluster.told() == []
 
 
-async def test_a_deployment_that_was_changed_meanwhile_is_looked_at_again() -> None:
+@pytest.mark.parametrize("status", [404, 409, 422], ids=["deleted", "changed", "changed, says the patch's own test"])
+async def test_a_deployment_that_was_changed_meanwhile_is_looked_at_again(status: int) -> None:
     cluster = Cluster()
     for _ in range(20):
-        cluster.kube.failures["patch deployments"] = ApiError(422, "Invalid", "the test failed")
+        cluster.kube.failures["patch deployments"] = ApiError(status, "Meanwhile", "somebody was quicker")
         await cluster.tick()
         if cluster.phase is not None:
             break

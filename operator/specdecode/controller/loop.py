@@ -27,8 +27,8 @@ log = logging.getLogger("specdecode")
 Clock = Callable[[], float]
 Post = Callable[[Notice], None]
 
-CONFLICT = (409, 422)
-"""The Deployment was changed since it was read (a JSON patch whose test fails answers 422)."""
+CONFLICT = (404, 409, 422)
+"""The Deployment was deleted or changed since it was read (a JSON patch whose test fails answers 422)."""
 
 
 class PolicyLoop:
@@ -114,7 +114,9 @@ class PolicyLoop:
         except ApiError as e:
             if e.status not in CONFLICT:
                 raise
-            log.info("Deployment %s/%s was changed meanwhile: %s", meta["namespace"], meta["name"], e.message)
+            log.info(
+                "Deployment %s/%s was changed or deleted meanwhile: %s", meta["namespace"], meta["name"], e.message
+            )
             return False
         return True
 
