@@ -115,7 +115,7 @@ class PolicyLoop:
             if e.status not in CONFLICT:
                 raise
             log.info(
-                "Deployment %s/%s was changed or deleted meanwhile: %s", meta["namespace"], meta["name"], e.message
+                "Deployment %s/%s was changed or is gone: %s", meta["namespace"], meta["name"], e.message
             )
             return False
         return True
