@@ -114,9 +114,7 @@ class PolicyLoop:
         except ApiError as e:
             if e.status not in CONFLICT:
                 raise
-            log.info(
-                "Deployment %s/%s was changed or is gone: %s", meta["namespace"], meta["name"], e.message
-            )
+            log.info("Deployment %s/%s was changed or is gone: %s", meta["namespace"], meta["name"], e.message)
             return False
         return True
 
