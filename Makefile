@@ -50,6 +50,7 @@ lint: setup ## Check style, types, layers and generated files
 
 bench: setup ## Run the benchmarks (ratios within one run)
 	$(BIN)/python benchmarks/bench_metrics.py
+	$(BIN)/python benchmarks/bench_observe.py
 
 ##@ Change
 format: setup ## Format the code

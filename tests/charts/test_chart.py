@@ -112,9 +112,17 @@ def test_the_pod_may_do_as_little_as_possible(render, name):
 def test_roles_have_no_wildcards_and_no_secrets(render, name):
     for rule in rules(render(VALUES[name])):
         assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
-        assert not {"secrets", "configmaps", "nodes", "pods/exec"} & set(rule["resources"])
+        assert not {"secrets", "nodes", "pods/exec"} & set(rule["resources"])
         assert "escalate" not in rule["verbs"]
         assert "impersonate" not in rule["verbs"]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_config_maps_are_neither_listed_nor_deleted(render, name):
+    found = [rule for rule in rules(render(VALUES[name])) if "configmaps" in rule["resources"]]
+    assert all((rule["apiGroups"], rule["resources"]) == ([""], ["configmaps"]) for rule in found)
+    assert all(set(rule["verbs"]) == {"get", "create", "patch"} for rule in found)
+    assert bool(found) is (name != "without roles")
 
 
 def test_only_one_operator_runs_at_a_time(render):

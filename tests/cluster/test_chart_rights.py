@@ -88,12 +88,13 @@ ALLOWED = {
     "deployments.apps": {"get", "list", "watch", "patch"},
     "replicasets.apps": {"get", "list", "watch"},
     "pods": {"get", "list", "watch"},
+    "configmaps": {"get", "create", "patch"},
     "events": {"create", "patch"},
     "events.events.k8s.io": {"create", "patch"},
 }
 EVERYWHERE = ALLOWED | {"customresourcedefinitions.apiextensions.k8s.io": {"list", "watch"}}
 NOT_ALLOWED_AT_ALL = (
-    *("secrets", "configmaps", "nodes", "namespaces", "services", "serviceaccounts", "serviceaccounts/token"),
+    *("secrets", "nodes", "namespaces", "services", "serviceaccounts", "serviceaccounts/token"),
     *("pods/exec", "pods/eviction", "pods/portforward", "pods/log", "pods/proxy"),
     *("deployments/scale.apps", "deployments/status.apps", "statefulsets.apps", "daemonsets.apps"),
     *("roles.rbac.authorization.k8s.io", "clusterroles.rbac.authorization.k8s.io", "jobs.batch"),
@@ -122,6 +123,8 @@ async def test_requests_beyond_the_role_are_refused(lab, helm):
         assert isinstance(await operator.list(Resource("v1", "pods"), OTHER), list)
         for refused in (
             operator.list(Resource("v1", "secrets"), OTHER),
+            operator.list(Resource("v1", "configmaps"), OTHER),
+            operator.delete(Resource("v1", "configmaps"), "any", OTHER),
             operator.list(Resource("v1", "nodes")),
             operator.delete(Resource("v1", "pods"), "any", OTHER),
             operator.patch(Resource("v1", "nodes"), "any", None, {"metadata": {"labels": {"a": "b"}}}),

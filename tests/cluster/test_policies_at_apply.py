@@ -180,9 +180,13 @@ BAD = {
         {"spec.profiles.0.env": {"VLLM-FLAG": "1"}},
         "env takes names of environment variables: letters, digits and _",
     ),
-    "the operator's own variable": (
+    "the operator's variable for the speculative configuration": (
         {"spec.profiles.0.env": {"SPECDECODE_CONFIG": "null"}},
-        "SPECDECODE_CONFIG is written by the operator: remove it from env",
+        "SPECDECODE_CONFIG and SPECDECODE_RESTARTED_AT are written by the operator: remove them from env",
+    ),
+    "the operator's mark of a restart": (
+        {"spec.profiles.0.env": {"SPECDECODE_RESTARTED_AT": "2026-01-01T00:00:00Z"}},
+        "SPECDECODE_CONFIG and SPECDECODE_RESTARTED_AT are written by the operator: remove them from env",
     ),
     # The workload.
     "no workload": ({"spec.targetRef": GONE}, "spec.targetRef: Required value"),

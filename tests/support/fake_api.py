@@ -10,11 +10,16 @@ from specdecode.cluster.kube import DEPLOYMENTS, JSON_PATCH, PODS, POLICIES, REP
 
 
 class FakeKube(Kube):
-    """Holds objects and takes patches; `patches` has them all, `failures` the errors to answer with first."""
+    """Holds objects and takes patches; `patches` has them all, `failures` the errors to answer with first.
+
+    Like the API server it counts `resourceVersion` up at each write of a ConfigMap, and refuses a patch that names
+    another one.
+    """
 
     def __init__(self, *objects: tuple[Resource, Json]) -> None:
         self.objects: dict[tuple[str, str], Json] = {(r.plural, o["metadata"]["name"]): o for r, o in objects}
         self.patches: list[tuple[str, Any]] = []
+        self.created: list[tuple[str, Json]] = []
         self.failures: dict[str, ApiError] = {}
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Json:
@@ -22,6 +27,15 @@ class FakeKube(Kube):
         if (resource.plural, name) not in self.objects:
             raise ApiError(404, "NotFound", f"{resource.plural} {name!r} not found")
         return copy.deepcopy(self.objects[resource.plural, name])
+
+    async def create(self, resource: Resource, body: Json, namespace: str | None = None) -> Json:
+        self._fail(f"create {resource.plural}")
+        key = (resource.plural, body["metadata"]["name"])
+        if key in self.objects:
+            raise ApiError(409, "AlreadyExists", f"{resource.plural} {key[1]!r} already exists")
+        self.created.append((resource.plural, copy.deepcopy(body)))
+        self.objects[key] = merge_patched(body, {"metadata": {"resourceVersion": "1"}})
+        return self.objects[key]
 
     async def list(self, resource: Resource, namespace: str | None = None, selector: str = "") -> list[Json]:
         self._fail(f"list {resource.plural}")
@@ -38,6 +52,13 @@ class FakeKube(Kube):
     ) -> Json:
         self._fail(f"patch {resource.plural}")
         self.patches.append((resource.plural, copy.deepcopy(body)))
+        if (resource.plural, name) not in self.objects:
+            raise ApiError(404, "NotFound", f"{resource.plural} {name!r} not found")
+        version = self.objects[resource.plural, name]["metadata"].get("resourceVersion")
+        if content_type != JSON_PATCH and version is not None:
+            if body.get("metadata", {}).get("resourceVersion", version) != version:
+                raise ApiError(409, "Conflict", "the object has been modified")
+            body = merge_patched(body, {"metadata": {"resourceVersion": str(int(version) + 1)}})
         if content_type == JSON_PATCH:
             new = json_patched(self.objects[resource.plural, name], body)
             new["metadata"]["generation"] += 1

@@ -22,8 +22,10 @@ def page(
     acceptance: float | None = None,
     k: int = 5,
     rate: float = 4.0,
+    started: float = 1.7e9,
 ) -> bytes:
-    """After `seconds` of `batch` requests per step of `step` seconds; `rate` requests finish per second."""
+    """After `seconds` of `batch` requests per step of `step` seconds; `rate` requests finish per second. `started`:
+    Unix seconds of the start of the process."""
     steps = seconds / step
     request_steps = steps * batch
     finished = rate * seconds
@@ -60,5 +62,5 @@ def page(
         ("vllm:iteration_tokens_total", request_steps * per_step, steps),
     ):
         lines += _histogram(name, total, count, labels)
-    lines += ["# TYPE process_start_time_seconds gauge", "process_start_time_seconds 1.7e9"]
+    lines += ["# TYPE process_start_time_seconds gauge", f"process_start_time_seconds {started}"]
     return ("\n".join(lines) + "\n").encode()

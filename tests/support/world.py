@@ -8,9 +8,9 @@ from functools import cache
 from typing import Any
 
 from specdecode.api.v1alpha1 import SpecDecodePolicySpec
-from specdecode.model.cost import Option, RooflineModel
+from specdecode.model.cost import Option
 from specdecode.model.window import Window
-from specdecode.policy.estimating import estimate
+from specdecode.policy.estimating import Modeller, estimate
 from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import Container, Menu
 from specdecode.vllm.metrics import EngineSample, Histogram, Page
@@ -172,4 +172,4 @@ def observation(policy: SpecDecodePolicySpec | None = None, **changes: Any) -> O
         active=active,
         pods=tuple(pod(f"p{i}", "old", active, window) for i in range(3)),
     )
-    return estimate(replace(base, **changes), RooflineModel)
+    return estimate(replace(base, **changes), Modeller())

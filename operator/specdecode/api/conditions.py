@@ -20,3 +20,5 @@ class ConditionType(StrEnum):
     """Something needs a person: another owner takes the fields back, changes keep failing."""
     MIXED_TRAFFIC = "MixedTraffic"
     """A real part of the traffic loses although the mean looks well."""
+    MEMORY_USABLE = "MemoryUsable"
+    """What was learnt is kept for the next process."""

@@ -167,8 +167,8 @@ class Profile(ApiModel):
                 "env takes names of environment variables: letters, digits and _, not starting with a digit",
             ),
             rule(
-                "!('SPECDECODE_CONFIG' in self)",
-                "SPECDECODE_CONFIG is written by the operator: remove it from env",
+                "!('SPECDECODE_CONFIG' in self) && !('SPECDECODE_RESTARTED_AT' in self)",
+                "SPECDECODE_CONFIG and SPECDECODE_RESTARTED_AT are written by the operator: remove them from env",
             ),
         ),
     )

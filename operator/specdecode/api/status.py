@@ -1,6 +1,7 @@
 """What the operator writes: the `status` of a `SpecDecodePolicy`.
 
-Everything that the operator must remember is here, so that it may be restarted at any moment.
+A change under way, the history and the original command line are here, so that the operator may be restarted at any
+moment. What it has learnt is not: only what people read of it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from specdecode.api.base import ApiModel, ShortText
+from specdecode.api.quantities import Duration
 
 Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
 """A moment as RFC 3339 writes it, `2026-11-22T17:00:00Z`."""
@@ -67,14 +69,39 @@ class Configuration(ApiModel):
     )
 
 
+class TurningPointStatus(ApiModel):
+    """What would make the operator choose otherwise, all else being as it is."""
+
+    profile: Annotated[str, Field(max_length=63)] = Field(description="Profile that it would choose.")
+    quantity: Literal["Acceptance", "Load", "Duration"] = Field(
+        description="Share of the drafted tokens that is accepted; output tokens per second that users ask of a pod;"
+        " seconds that loads like today's go on."
+    )
+    of: Annotated[str, Field(max_length=63)] | None = Field(None, description="Profile whose acceptance it is.")
+    direction: Literal["Above", "Below"] = Field(description="On which side of `at` it would choose otherwise.")
+    at: Interval = Field(description="Where its choice turns.")
+    now: Interval = Field(description="What the quantity is taken to be now.")
+
+
 class Recommendation(Configuration):
     """What the operator would run, and why."""
 
     gain: Interval | None = Field(
         None, description="How much faster tokens are expected to come than today: 0.25 is 25 % faster."
     )
-    reason: Annotated[str, Field(max_length=64)] = Field(description="The rule that decided.")
+    reason: Annotated[str, Field(max_length=64)] = Field(
+        description="The rule that decided, or the brake that holds the change back."
+    )
+    rule: Annotated[str, Field(max_length=64)] | None = Field(None, description="The rule that decided, in any case.")
     message: ShortText = Field(description="Why, in a sentence.")
+    payback: Duration | None = Field(None, description="Time after which the change has paid for itself.")
+    load_lasts: Duration | None = Field(None, description="How much longer loads like today's are expected to go on.")
+    turning_points: list[TurningPointStatus] = Field(
+        default_factory=list,
+        max_length=20,
+        description="What would change the operator's mind.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
 
 
 class AcceptanceStatus(ApiModel):
@@ -86,42 +113,39 @@ class AcceptanceStatus(ApiModel):
     p90: float = Field(description="90th percentile.")
 
 
-class StepTime(ApiModel):
-    """A measured engine step."""
+class BandStatus(ApiModel):
+    """The batch sizes at which a profile's step costs less per token than one without speculation."""
 
-    batch_size: float = Field(description="Requests in the step.")
-    tokens: float = Field(description="Tokens that the target model worked on: requests and their drafts.")
-    prompt_tokens: float = Field(0.0, description="Prompt tokens computed in the step, on average.")
-    seconds: float = Field(description="Time of the step.")
+    pays: bool = Field(description="Whether there are any.")
+    start: Annotated[int, Field(ge=1)] | None = Field(None, description="The smallest.")
+    end: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="The largest; absent: as many as the server runs."
+    )
 
 
 class ProfileStatus(ApiModel):
-    """What is known about one profile on this workload."""
+    """What is known about one profile on this workload, and what is predicted of it at today's load."""
 
     name: Annotated[str, Field(max_length=63)] = Field(description="Name of the profile.")
     measured_at: Time | None = Field(None, description="When it was last measured.")
     acceptance: AcceptanceStatus | None = Field(None, description="Acceptance rate, when last measured.")
     accepted_length: float | None = Field(None, description="Mean acceptance length, when last measured.")
     tokens_per_step: float | None = Field(None, description="Tokens that a request got per engine step.")
-    drafted_per_step: float | None = Field(None, description="Tokens drafted per request and engine step.")
     time_per_output_token: float | None = Field(None, description="Measured mean TPOT in seconds.")
-    per_position: list[float] = Field(
-        default_factory=list,
-        max_length=128,
-        description="Share of drafts whose i-th token was accepted.",
-        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    predicted: Interval | None = Field(None, description="Predicted TPOT in seconds at today's load.")
+    headroom: Interval | None = Field(
+        None, description="Capacity over today's load; below 1 the profile cannot carry it."
     )
-    step_times: list[StepTime] = Field(
+    band: BandStatus | None = Field(None, description="Batch sizes at which it pays at its fixed K.")
+    schedule: list[BatchRangeStatus] = Field(
         default_factory=list,
         max_length=16,
-        description="Step times measured at different batch sizes.",
+        description="K by batch size that it would get; the prediction is of it. Empty: a fixed K.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
-    predicted: Interval | None = Field(None, description="Predicted TPOT in seconds at today's load.")
-    break_even_batch_size: float | None = Field(
-        None, description="Batch size from which a step costs more per token than without speculation."
+    disable_by_batch_size: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="The same on versions that take one batch size from which nothing is drafted."
     )
-    headroom: float | None = Field(None, description="Capacity over today's load; below 1 the profile cannot carry it.")
 
 
 class ObservationStatus(ApiModel):
@@ -137,6 +161,8 @@ class ObservationStatus(ApiModel):
     time_to_first_token: float | None = Field(None, description="Mean TTFT in seconds.")
     kv_cache_usage: float | None = Field(None, description="Share of the KV cache in use.")
     tokens_per_second: float | None = Field(None, description="Output tokens per second and pod.")
+    prompt_tokens_per_second: float | None = Field(None, description="Prompt tokens computed per second and pod.")
+    context: float | None = Field(None, description="Mean tokens of context of a running request.")
 
 
 class RolloutPhase(StrEnum):
@@ -196,7 +222,14 @@ class RolloutStatus(ApiModel):
     message: ShortText = Field("", description="What is going on, in a sentence.")
     required_gain: float = Field(description="Gain that the canary must show.")
     protect_tail: bool = Field(False, description="Whether the canary must also keep the 99th percentile of TPOT.")
-    before: float | None = Field(None, description="Mean TPOT in seconds when the change began.")
+    before: float | None = Field(
+        None, description="What the canary is compared by, when the change began: mean TPOT in seconds as a rule."
+    )
+    load_correction: float = Field(
+        0.0,
+        description="What the measured gain is corrected by, as a log: the canary takes a part of the load, which comes "
+        "back after the promotion.",
+    )
     started_at: Time = Field(description="When the change began.")
     phase_started_at: Time = Field(description="When the phase began.")
     canary_ready_at: Time | None = Field(None, description="When the canary became ready.")
@@ -251,7 +284,7 @@ class SpecDecodePolicyStatus(ApiModel):
     conditions: list[Condition] = Field(
         default_factory=list,
         max_length=32,
-        description="Ready, MetricsAvailable, Progressing, Degraded, Recommended, MixedTraffic.",
+        description="Ready, MetricsAvailable, Progressing, Degraded, Recommended, MixedTraffic, MemoryUsable.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     observed_generation: Annotated[int, Field(ge=0)] | None = Field(

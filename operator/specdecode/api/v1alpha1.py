@@ -28,6 +28,7 @@ from specdecode.api.spec import (
 )
 from specdecode.api.status import (
     AcceptanceStatus,
+    BandStatus,
     BatchRangeStatus,
     CommandFields,
     Condition,
@@ -43,9 +44,9 @@ from specdecode.api.status import (
     RolloutPhase,
     RolloutStatus,
     SpecDecodePolicyStatus,
-    StepTime,
     Summary,
     Time,
+    TurningPointStatus,
 )
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "AcceptanceStatus",
     "Analysis",
     "ApiModel",
+    "BandStatus",
     "BatchRangeStatus",
     "BatchSizeTuning",
     "BatchSizeTuningMode",
@@ -90,10 +92,10 @@ __all__ = [
     "SpecDecodePolicy",
     "SpecDecodePolicySpec",
     "SpecDecodePolicyStatus",
-    "StepTime",
     "Summary",
     "TargetRef",
     "Time",
+    "TurningPointStatus",
 ]
 
 GROUP = "specdecode.dev"

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import specdecode
-from specdecode.cli import crd, demo, lab, operator, replay, status
+from specdecode.cli import crd, demo, lab, operator, replay, simulate, status
 
 app = typer.Typer(
     name="specdecode",
@@ -36,6 +36,7 @@ def _main(
 app.command()(status.status)
 app.command()(status.explain)
 app.command()(replay.replay)
+app.command()(simulate.simulate)
 app.command()(crd.crd)
 app.command()(demo.demo)
 app.add_typer(operator.app, name="operator")

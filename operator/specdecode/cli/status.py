@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +15,7 @@ from rich.text import Text
 
 from specdecode.api.quantities import format_duration
 from specdecode.api.v1alpha1 import (
+    BandStatus,
     Configuration,
     HistoryEntry,
     Outcome,
@@ -20,12 +23,16 @@ from specdecode.api.v1alpha1 import (
     RolloutStatus,
     SpecDecodePolicySpec,
     SpecDecodePolicyStatus,
+    TurningPointStatus,
 )
 from specdecode.cli.cluster import Context, Kubeconfig, Namespace, one, parsed, policies, run
-from specdecode.model.estimate import percent
+from specdecode.cli.sketch import picture
+from specdecode.model.estimate import Ranged, percent
 from specdecode.policy.clock import seconds_of
 
 DASH = "-"
+EXACT = 600
+"""Seconds of age from which those beyond the minute do not matter."""
 
 
 def status(namespace: Namespace = None, kubeconfig: Kubeconfig = None, context: Context = None) -> None:
@@ -76,11 +83,21 @@ def explain(
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draws predicted TPOT over load into a .svg or .png file.")
+    ] = None,
 ) -> None:
     """Explains one policy: what the operator sees, what each profile costs, what it did and why, what comes next."""
     policy = run(one(kubeconfig, context, namespace, name))
     spec, s = parsed(policy)
-    Console().print(explanation(f"{policy['metadata']['namespace']}/{name}", spec, s, datetime.now(UTC).timestamp()))
+    title = f"{policy['metadata']['namespace']}/{name}"
+    console = Console()
+    if not console.is_terminal:
+        console.width = 100
+    console.print(explanation(title, spec, s, datetime.now(UTC).timestamp()))
+    if plot is not None:
+        picture(policy, plot, kubeconfig, context)
+        typer.echo(f"\nThe picture is {plot}.")
 
 
 def explanation(title: str, spec: SpecDecodePolicySpec, s: SpecDecodePolicyStatus, now: float) -> Group:
@@ -95,7 +112,11 @@ def explanation(title: str, spec: SpecDecodePolicySpec, s: SpecDecodePolicyStatu
         parts += [_heading("Decision"), _indented(_decision(s))]
     else:
         parts += [_heading("Change under way"), _indented(_change(s.rollout, now))]
-    parts += [_heading("Seen"), _indented(_seen(spec, s, now)), _heading("Profiles"), _indented(_profiles(s, now))]
+    if s.rollout is None and s.recommendation is not None and s.recommendation.turning_points:
+        parts += [_heading("It would change its mind"), _indented(_turning_points(s.recommendation.turning_points, s))]
+    parts += [_heading("Seen"), _indented(_seen(spec, s, now))]
+    if s.profiles:
+        parts += [_heading(_profiles_title(s)), _indented(_profiles(s, now)), _indented(_notes(s))]
     problems = [c for c in s.conditions if _is_problem(c.type, c.status)]
     if problems:
         parts += [_heading("Problems"), *(_indented(f"{c.type}: {c.reason}. {c.message}") for c in problems)]
@@ -110,6 +131,7 @@ def _is_problem(type_: str, status: str) -> bool:
         ("MetricsAvailable", "False"),
         ("Degraded", "True"),
         ("MixedTraffic", "True"),
+        ("MemoryUsable", "False"),
     }
 
 
@@ -143,7 +165,46 @@ def _decision(s: SpecDecodePolicyStatus) -> str:
         reason = next((c for c in s.conditions if c.type == "Recommended"), None)
         return f"none. {reason.reason}: {reason.message}" if reason else "none"
     gain = f", expected gain {percent(r.gain)}" if r.gain else ""
-    return f"run {configured(r)}{gain}\n{r.reason}: {r.message}"
+    stays = s.active is not None and configured(r) == configured(s.active) and r.gain is None
+    rule = f"{r.rule}, held back by {r.reason}" if r.rule not in (None, r.reason) else r.reason
+    lines = [f"{'keep' if stays else 'run'} {configured(r)}{gain}", f"{rule}: {r.message}"]
+    if r.payback is not None and r.load_lasts is not None:
+        payback, lasts = (format_duration(t) for t in (r.payback, r.load_lasts))
+        if payback not in r.message:
+            lines.append(f"paid back after about {payback}; loads like this are expected to go on for about {lasts}")
+    return "\n".join(lines)
+
+
+def _turning_points(points: list[TurningPointStatus], s: SpecDecodePolicyStatus) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for p in points:
+        table.add_row(_otherwise(p, s), _condition(p))
+    return table
+
+
+def _otherwise(p: TurningPointStatus, s: SpecDecodePolicyStatus) -> Text:
+    recommended = s.recommendation is not None and s.recommendation.profile == p.profile
+    match p.profile == s.active_profile, recommended:
+        case True, True:
+            return Text(f"run {p.profile} with another schedule")
+        case True, False:
+            return Text(f"stay with {p.profile}")
+        case False, True:
+            return Text(f"run {p.profile} outright")
+        case _:
+            return Text(f"run {p.profile}")
+
+
+def _condition(p: TurningPointStatus) -> Text:
+    move = "rose above" if p.direction == "Above" else "fell below"
+    match p.quantity:
+        case "Acceptance":
+            return Text(f"if acceptance of {p.of} {move} {ranged(p.at, share)}; now {ranged(p.now, share)}")
+        case "Load":
+            return Text(f"if the load {move} {ranged(p.at, number)} tokens/s per pod; now {number(p.now.value)}")
+        case _:
+            at, now = (format_duration(round(t / 60) * 60) for t in (p.at.value, p.now.value))
+            return Text(f"if loads like this were to go on for {at}; {now} is expected")
 
 
 def _change(r: RolloutStatus, now: float) -> str:
@@ -171,34 +232,67 @@ def _seen(spec: SpecDecodePolicySpec, s: SpecDecodePolicyStatus, now: float) -> 
     return "\n".join(lines)
 
 
+def _profiles_title(s: SpecDecodePolicyStatus) -> str:
+    load = s.observation.tokens_per_second if s.observation else None
+    return f"Profiles at {number(load)} tokens/s per pod" if load else "Profiles"
+
+
 def _profiles(s: SpecDecodePolicyStatus, now: float) -> Table:
-    headers = (
-        "PROFILE",
-        "PREDICTED MS",
-        "HEADROOM",
-        "BREAK-EVEN",
-        "MEASURED MS",
-        "TOK/STEP",
-        "ACCEPT P10/50/90",
-        "AGE",
-    )
-    table = Table(*headers, box=None, padding=(0, 1, 0, 0))
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("\n PROFILE", overflow="fold")
+    for header in _COLUMNS:
+        table.add_column(header)  # in a narrow terminal an interval goes below its value
+    wanted = s.recommendation.profile if s.recommendation else None
     for p in s.profiles:
-        mark = "*" if s.active_profile == p.name else " "
+        mark = "*" if p.name == s.active_profile else ">" if p.name == wanted else " "
         table.add_row(f"{mark}{p.name}", *_figures(p), _age(p.measured_at, now))
     return table
 
 
+_COLUMNS = (
+    "PREDICTED\nTPOT, ms",
+    "\nHEADROOM",
+    "PAYS AT\nBATCH",
+    "MEASURED\nTPOT, ms",
+    "TOKENS\nA STEP",
+    "ACCEPTANCE\nP10  P50  P90",
+    "\nAGO",
+)
+
+
 def _figures(p: ProfileStatus) -> list[str]:
-    a, e = p.acceptance, p.predicted
+    a = p.acceptance
     return [
-        f"{e.value * 1e3:.1f} ({e.low * 1e3:.1f}-{e.high * 1e3:.1f})" if e else DASH,
-        f"{p.headroom:.1f}x" if p.headroom is not None else DASH,
-        number(p.break_even_batch_size),
+        ranged(p.predicted, lambda seconds: digits(seconds * 1e3)),
+        ranged(p.headroom, lambda times: f"{times:.1f}", "x"),
+        _band(p.band),
         DASH if p.time_per_output_token is None else f"{p.time_per_output_token * 1e3:.1f}",
-        number(p.tokens_per_step),
+        DASH if p.tokens_per_step is None else f"{p.tokens_per_step:.2f}",
         f"{a.p10:.2f} {a.p50:.2f} {a.p90:.2f}" if a else DASH,
     ]
+
+
+def _band(band: BandStatus | None) -> str:
+    if band is None:
+        return DASH
+    if not band.pays:
+        return "none"
+    if band.end is None:
+        return "all" if band.start in (None, 1) else f"from {band.start}"
+    return f"{band.start} to {band.end}"
+
+
+def _notes(s: SpecDecodePolicyStatus) -> str:
+    """What the table does not say by itself."""
+    forms = [
+        Configuration(profile=p.name, schedule=p.schedule, disable_by_batch_size=p.disable_by_batch_size)
+        for p in s.profiles
+    ]
+    scheduled = [configured(f) for f in forms if f.schedule or f.disable_by_batch_size]
+    lines = ["* runs, > would run; in brackets: 90 % intervals"]
+    if scheduled:
+        lines.append(f"predicted as {'; '.join(scheduled)}")
+    return "\n".join(lines)
 
 
 def _history(entries: list[HistoryEntry], now: float) -> Table:
@@ -216,7 +310,10 @@ def _history(entries: list[HistoryEntry], now: float) -> Table:
 
 
 def _age(time: str | None, now: float) -> str:
-    return DASH if time is None else format_duration(max(0, round(now - seconds_of(time))))
+    if time is None:
+        return DASH
+    age = max(0, round(now - seconds_of(time)))
+    return format_duration(age if age < EXACT else round(age / 60) * 60)
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -228,4 +325,21 @@ def number(value: float | None, *, percent: bool = False) -> str:
     """Three digits, or a percentage."""
     if value is None:
         return DASH
-    return f"{value:.0%}" if percent else f"{value:.3g}"
+    if percent:
+        return f"{value:.0%}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def digits(value: float) -> str:
+    """Three digits, zeros included: `9.80`, `25.0`, `153`."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
+
+
+def share(value: float) -> str:
+    """`0.70`."""
+    return f"{value:.2f}"
+
+
+def ranged(e: Ranged | None, form: Callable[[float], str], unit: str = "") -> str:
+    """`18.3 (17.1-19.6)`, of what is never negative."""
+    return DASH if e is None else f"{form(e.value)}{unit} ({form(e.low)}-{form(e.high)})"

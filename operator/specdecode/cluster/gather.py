@@ -171,6 +171,7 @@ class Gatherer:
             waiting=state.get("state", {}).get("waiting", {}).get("reason"),
             terminating="deletionTimestamp" in meta,
             unschedulable_since=seconds_of(scheduled["lastTransitionTime"]) if unschedulable else None,
+            ready_since=_ready_since(conditions.get("Ready", {})),
             window=self._windows.get(meta["uid"]) or Window(spec.metrics.window),
             answered=scrape.page is not None,
             problem=scrape.problem,
@@ -276,6 +277,12 @@ def _owner(child: Json) -> str | None:
 def _ready(pod: Json) -> bool:
     conditions = pod["status"].get("conditions") or []
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def _ready_since(condition: Json) -> float | None:
+    """Unix seconds; None while the pod is not ready."""
+    at = condition.get("lastTransitionTime") if condition.get("status") == "True" else None
+    return None if at is None else seconds_of(at)
 
 
 def _host(ip: str) -> str:

@@ -1,21 +1,26 @@
-"""The conditions of a policy: what is thought of the workload, its metrics, the change and the traffic. Pure."""
+"""The conditions of a policy: what is thought of the workload, its metrics, the change, the traffic and the operator's
+own memory. Pure."""
 
 from __future__ import annotations
 
 from specdecode.api.conditions import ConditionType
 from specdecode.api.v1alpha1 import Condition, Mode, SpecDecodePolicyStatus
+from specdecode.model.memory import Unusable
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.gates import failures
 from specdecode.policy.observation import Observation
 from specdecode.policy.options import Menu
+from specdecode.policy.traffic import traffic
 from specdecode.rollout.phases import Step
 
 FAILURES_THAT_DEGRADE = 3
 
 
-def conditions(o: Observation, d: Decision, step: Step, before: SpecDecodePolicyStatus) -> list[Condition]:
-    """All conditions of the policy after a tick."""
+def conditions(
+    o: Observation, d: Decision, step: Step, before: SpecDecodePolicyStatus, memory: Unusable | None
+) -> list[Condition]:
+    """All conditions of the policy after a tick. `memory` is what is wrong with the operator's memory."""
     unmanaged = d.reason in (Reason.WORKLOAD_MISSING, Reason.NOT_MANAGEABLE, Reason.FIELD_CONTESTED)
     reason = o.problem.reason if d.reason is Reason.NOT_MANAGEABLE and o.problem else d.reason.value
     blind = d.reason is Reason.METRICS_MISSING
@@ -48,7 +53,13 @@ def conditions(o: Observation, d: Decision, step: Step, before: SpecDecodePolicy
             d.message if d.held_back is None else f"{d.message}; {d.held_back[1]}",
         ),
         _degraded(d, failures(history)),
-        _mixed(o),
+        _mixed(o, before),
+        (
+            ConditionType.MEMORY_USABLE,
+            memory is None,
+            memory.reason if memory else "MemoryKept",
+            memory.message if memory else "",
+        ),
     ]
     return [_made(o, before, *c) for c in made]
 
@@ -83,20 +94,10 @@ def _degraded(d: Decision, failed: int) -> tuple[ConditionType, bool, str, str]:
     return ConditionType.DEGRADED, False, "AsExpected", ""
 
 
-def _mixed(o: Observation) -> tuple[ConditionType, bool | None, str, str]:
-    acceptance, guard = o.estimates.acceptance, o.policy.guards.acceptance
-    if acceptance is None:
-        return ConditionType.MIXED_TRAFFIC, None, "NothingDrafted", ""
-    mean, p10, _, p90 = acceptance
-    if p10 < guard.p10_below <= mean:
-        return (
-            ConditionType.MIXED_TRAFFIC,
-            True,
-            "LowTail",
-            f"acceptance is {mean:.2f} on average, but {p10:.2f} at the 10th percentile ({p90:.2f} at the 90th):"
-            " part of the traffic loses; split it into a workload of its own",
-        )
-    return ConditionType.MIXED_TRAFFIC, False, "Homogeneous", ""
+def _mixed(o: Observation, before: SpecDecodePolicyStatus) -> tuple[ConditionType, bool | None, str, str]:
+    was = condition(before, ConditionType.MIXED_TRAFFIC)
+    found = traffic(o, was_mixed=was is not None and was.status == "True")
+    return ConditionType.MIXED_TRAFFIC, found.mixed, found.sign.value, found.message
 
 
 def _made(

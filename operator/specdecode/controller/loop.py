@@ -11,13 +11,15 @@ from typing import Any
 from specdecode.api.v1alpha1 import DeletionPolicy, SpecDecodePolicySpec, SpecDecodePolicyStatus
 from specdecode.cluster.gather import Gatherer
 from specdecode.cluster.kube import DEPLOYMENTS, JSON_PATCH, POLICIES, ApiError, Kube
+from specdecode.cluster.memory import MemoryKeeper
 from specdecode.cluster.scrape import Scraper
-from specdecode.controller.report import Notice, knowledge_of, notices, report
+from specdecode.controller.report import Notice, notices, profiles_here, report
 from specdecode.controller.telemetry import Telemetry
-from specdecode.model.cost import RooflineModel
-from specdecode.policy.estimating import estimate
+from specdecode.model.memory import Memory
+from specdecode.policy.estimating import Modeller, estimate
 from specdecode.policy.gates import decide
-from specdecode.policy.observation import Obstacle, Problem
+from specdecode.policy.observation import Observation, Obstacle, Problem
+from specdecode.policy.turning import Latest
 from specdecode.rollout.clearing import cleared
 from specdecode.rollout.patch import Desired, patch
 from specdecode.rollout.phases import advance
@@ -32,16 +34,21 @@ CONFLICT = (404, 409, 422)
 
 
 class PolicyLoop:
-    """Looks after one policy. The status that it wrote last is its memory; the API server keeps it over a crash."""
+    """Looks after one policy.
+
+    What it is doing is in the status that it wrote last, what it has learnt in a ConfigMap: the API server keeps both
+    over a crash.
+    """
 
     def __init__(
         self, kube: Kube, scraper: Scraper, telemetry: Telemetry, clock: Clock, policy: Mapping[str, Any]
     ) -> None:
         self._kube, self._telemetry, self._clock = kube, telemetry, clock
         self._gatherer = Gatherer(kube, scraper, clock)
+        self.keeper = MemoryKeeper(kube, policy)
         self.status = SpecDecodePolicyStatus.model_validate(policy.get("status") or {})
-        self._knowledge = knowledge_of(self.status)
         self._written = _json(self.status)
+        self._modeller = Latest(Modeller())
         self._lock = asyncio.Lock()
         self._gone = False
 
@@ -55,24 +62,29 @@ class PolicyLoop:
                 return
             started = self._clock()
             spec = SpecDecodePolicySpec.model_validate(policy["spec"])
-            seen = replace(await self._gatherer.observe(policy, spec, self.status), knowledge=self._knowledge)
+            await self.keeper.open()
+            seen = _recalled(await self._gatherer.observe(policy, spec, self.status), self.keeper.memory)
             if rival is not None:
                 seen = replace(seen, menu=None, problem=_taken(spec, rival))
-            o = estimate(seen, RooflineModel)
+            o = estimate(seen, self._modeller)
+            self.keeper.memory = _remembered(o)
             d = decide(o)
             step = advance(o, d)
-            before, after = self.status, report(o, d, step, self.status)
+            before, after = self.status, report(o, d, step, self.status, self.keeper.trouble, self._modeller.model)
             # Written before the Deployment is touched: who finds it after a crash knows what was meant.
             await self._write(policy, after)
-            self._knowledge = o.knowledge
             key = _key(policy)
             for notice in notices(before, after):
                 log.info("%s: %s", notice.reason, notice.message, extra={"policy": policy["metadata"]["name"]})
                 post(notice)
             if step.finished is not None:
                 self._telemetry.changed(key, step.finished.outcome.value, step.finished.outcome_reason)
-            if step.desired is not None and o.workload is not None:
-                await self._apply(o.workload.deployment, step.desired)
+            try:
+                if step.desired is not None and o.workload is not None:
+                    await self._apply(o.workload.deployment, step.desired)
+            finally:
+                # A Deployment that cannot be written is no reason to forget.
+                await self.keeper.keep(self._clock(), _change(after))
             self._telemetry.ticked(key, o, d, after, self._clock() - started)
 
     async def clear(self, policy: Mapping[str, Any]) -> None:
@@ -131,6 +143,24 @@ def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any
         elif value != old[key]:
             change[key] = value
     return change
+
+
+def _recalled(o: Observation, memory: Memory) -> Observation:
+    """The observation with what is known from before."""
+    return replace(o, knowledge=memory.profiles, loads=memory.loads)
+
+
+def _remembered(o: Observation) -> Memory:
+    """What is known after the observation: the way back from `_recalled`."""
+    here = profiles_here(o)
+    # The same object while it says the same: what was made of it need not be made again.
+    gone = o.knowledge.keys() - here
+    return Memory({p: k for p, k in o.knowledge.items() if p not in gone} if gone else o.knowledge, o.loads)
+
+
+def _change(status: SpecDecodePolicyStatus) -> tuple[str | None, str | None]:
+    """Tells the change under way and the last one that ended."""
+    return status.rollout.id if status.rollout else None, status.history[0].id if status.history else None
 
 
 def _taken(spec: SpecDecodePolicySpec, rival: str) -> Problem:

@@ -7,13 +7,13 @@ have moved and the last ones are a few ticks old.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from specdecode.api.conditions import ConditionType
 from specdecode.api.v1alpha1 import (
     AcceptanceStatus,
+    BandStatus,
     Interval,
     Mode,
     ObservationStatus,
@@ -23,17 +23,20 @@ from specdecode.api.v1alpha1 import (
     Recommendation,
     RolloutPhase,
     SpecDecodePolicyStatus,
-    StepTime,
     Summary,
+    TurningPointStatus,
 )
 from specdecode.controller.conditions import condition, conditions
-from specdecode.model import knowledge
+from specdecode.model.cost import CostModel, OfferedLoad, Prediction
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Knowledge
+from specdecode.model.memory import Unusable
 from specdecode.policy.clock import seconds_of, text_of
 from specdecode.policy.decision import Decision
+from specdecode.policy.estimating import bounds
 from specdecode.policy.observation import Observation
 from specdecode.policy.options import configuration, fields_of, fingerprint
+from specdecode.policy.turning import TurningPoint, turning_points
 from specdecode.rollout.phases import Step
 
 HISTORY = 20
@@ -41,6 +44,12 @@ PROFILES = 17
 """What the API's list takes."""
 REFRESH_TICKS = 4
 """Figures alone are written at most every so many ticks."""
+TURNING = 300.0
+"""Seconds after which turning points are looked for again while the decision stays."""
+FOREVER = 30 * 86_400.0
+"""Seconds to pay back from which none are told."""
+MOST_HEADROOM = 1000.0
+"""More is not told: nobody asks for anything."""
 
 Json = dict[str, Any]
 
@@ -55,15 +64,50 @@ class Notice:
     message: str
 
 
-def report(o: Observation, d: Decision, step: Step, before: SpecDecodePolicyStatus) -> SpecDecodePolicyStatus:
-    """The status after a tick: `before` itself when there is nothing new worth writing."""
+def report(
+    o: Observation,
+    d: Decision,
+    step: Step,
+    before: SpecDecodePolicyStatus,
+    memory: Unusable | None = None,
+    model: CostModel | None = None,
+) -> SpecDecodePolicyStatus:
+    """The status after a tick: `before` itself when there is nothing new worth writing.
+
+    `memory` is what is wrong with the operator's memory, `model` the one that the observation's estimates are of.
+    """
     if o.policy.mode is Mode.OBSERVE and step.rollout is None:
         d = Decision(d.reason, d.message)
-    after = _status(o, d, step, before)
-    if _significant(after) != _significant(before) or before.observation is None:
-        return after
-    fresh = o.now - seconds_of(before.observation.time) < REFRESH_TICKS * o.policy.metrics.interval
-    return before if fresh or _timeless(after) == _timeless(before) else after
+    after = _status(o, d, step, before, memory)
+    if _significant(after) == _significant(before) and before.observation is not None:
+        written = seconds_of(before.observation.time)
+        if o.now - written < REFRESH_TICKS * o.policy.metrics.interval or _timeless(after) == _timeless(before):
+            return before
+        if o.now // TURNING == written // TURNING:
+            return after
+    return after if model is None or step.rollout is not None else _with_turning_points(after, o, d, model)
+
+
+def _with_turning_points(
+    status: SpecDecodePolicyStatus, o: Observation, d: Decision, model: CostModel
+) -> SpecDecodePolicyStatus:
+    """Not for every status: to look for them takes some 30 ms."""
+    if status.recommendation is None:
+        return status
+    found = [_turning_point(p) for p in turning_points(o, d, model)]
+    recommendation = status.recommendation.model_copy(update={"turning_points": found})
+    return status.model_copy(update={"recommendation": recommendation})
+
+
+def _turning_point(p: TurningPoint) -> TurningPointStatus:
+    return TurningPointStatus(
+        profile=p.profile,
+        quantity=p.quantity.value,
+        of=p.of,
+        direction="Above" if p.above else "Below",
+        at=_interval(p.at),
+        now=_interval(p.now),
+    )
 
 
 def notices(before: SpecDecodePolicyStatus, after: SpecDecodePolicyStatus) -> list[Notice]:
@@ -103,22 +147,25 @@ _EVENTFUL = {
     ConditionType.METRICS_AVAILABLE: "False",
     ConditionType.DEGRADED: "True",
     ConditionType.MIXED_TRAFFIC: "True",
+    ConditionType.MEMORY_USABLE: "False",
 }
 """Conditions whose transitions are Events, and the status that is a warning."""
 
 
-def _status(o: Observation, d: Decision, step: Step, before: SpecDecodePolicyStatus) -> SpecDecodePolicyStatus:
+def _status(
+    o: Observation, d: Decision, step: Step, before: SpecDecodePolicyStatus, memory: Unusable | None
+) -> SpecDecodePolicyStatus:
     history = [step.finished, *before.history][:HISTORY] if step.finished else before.history
     active = before.active if o.active is None else configuration(o.active)
     return before.model_copy(
         update={
-            "conditions": conditions(o, d, step, before),
+            "conditions": conditions(o, d, step, before, memory),
             "observed_generation": o.generation,
             "vllm_version": str(o.menu.version) if o.menu else before.vllm_version,
             "active_profile": active.profile if active else None,
             "active": active,
             "summary": _summary(o, d),
-            "recommendation": _recommendation(d, step),
+            "recommendation": _recommendation(o, d, step, before),
             "observation": _observation(o),
             "profiles": _profiles(o),
             "rollout": step.rollout,
@@ -143,20 +190,29 @@ def _original(o: Observation, before: SpecDecodePolicyStatus) -> Original | None
     return Original(**fields_of(o.menu.original).model_dump(), adopted_at=text_of(o.adopted_at))
 
 
-def _recommendation(d: Decision, step: Step) -> Recommendation | None:
+def _recommendation(o: Observation, d: Decision, step: Step, before: SpecDecodePolicyStatus) -> Recommendation | None:
     if step.rollout is not None:
         r = step.rollout
-        return Recommendation(**r.target.model_dump(), gain=r.gain, reason=r.reason, message=r.message)
+        return Recommendation(**r.target.model_dump(), gain=r.gain, reason=r.reason, rule=r.reason, message=r.message)
     if d.target is None:
         return None
     message = d.message if d.held_back is None else f"{d.message}; {d.held_back[1]}"
-    reason = (d.held_back[0] if d.held_back else d.reason).value
+    ahead, last = o.estimates.outlooks.get(d.target.profile) if d.change else None, before.recommendation
     return Recommendation(
         **configuration(d.target).model_dump(),
         gain=interval(d.gain) if d.change else None,
-        reason=reason,
+        reason=(d.held_back[0] if d.held_back else d.reason).value,
+        rule=d.reason.value,
         message=message[:1024],
+        payback=_minutes(ahead.payback) if ahead else None,
+        load_lasts=_minutes(ahead.duration) if ahead else None,
+        turning_points=last.turning_points if last else [],
     )
+
+
+def _minutes(seconds: float | None) -> float | None:
+    """Whole minutes, in seconds; nothing that nobody would wait for."""
+    return None if seconds is None or seconds > FOREVER else round(seconds / 60) * 60.0
 
 
 def _summary(o: Observation, d: Decision) -> Summary:
@@ -170,7 +226,7 @@ def _summary(o: Observation, d: Decision) -> Summary:
 
 
 def _observation(o: Observation) -> ObservationStatus:
-    m, pods = o.estimates.measured, sum(p.answered for p in o.running(o.active))
+    m, load, pods = o.estimates.measured, o.estimates.load, sum(p.answered for p in o.running(o.active))
     return ObservationStatus(
         time=text_of(o.now),
         pods=pods,
@@ -181,21 +237,30 @@ def _observation(o: Observation) -> ObservationStatus:
         time_per_output_token=figure(m.tpot_seconds) if m else None,
         time_to_first_token=figure(m.ttft_seconds) if m else None,
         kv_cache_usage=figure(m.kv_usage) if m else None,
-        tokens_per_second=figure(o.estimates.load.tokens_per_second) if o.estimates.load else None,
+        tokens_per_second=figure(load.tokens_per_second) if load else None,
+        prompt_tokens_per_second=figure(load.prompt_tokens_per_second) if load else None,
+        context=figure(load.context) if load else None,
     )
 
 
+def profiles_here(o: Observation) -> list[str]:
+    """The profiles that are told of and remembered, at most `PROFILES`.
+
+    Those that are gone from the policy are not; of the others nothing is forgotten only because the workload is away
+    for a moment.
+    """
+    names = [*o.menu.profiles, *(option.profile for option in o.menu.options)] if o.menu else o.knowledge
+    return list(dict.fromkeys(names))[:PROFILES]
+
+
 def _profiles(o: Observation) -> list[ProfileStatus]:
-    # What is known of profiles that are gone is forgotten; not of all only because the workload is away for a moment.
-    here = [*o.menu.profiles, *(option.profile for option in o.menu.options)] if o.menu else o.knowledge
-    return [_profile(name, o.knowledge.get(name), o) for name in list(dict.fromkeys(here))[:PROFILES]]
+    return [_profile(name, o.knowledge.get(name), o) for name in profiles_here(o)]
 
 
 def _profile(name: str, known: Knowledge | None, o: Observation) -> ProfileStatus:
     known = known or Knowledge()
-    prediction = o.estimates.predictions.get(name)
-    acceptance = known.acceptance
-    point = o.estimates.break_even.get(name)
+    prediction, acceptance = o.estimates.predictions.get(name), known.acceptance
+    form = next((configuration(c) for c in o.estimates.candidates if c.profile == name), None)
     return ProfileStatus(
         name=name,
         measured_at=text_of(known.measured_at) if known.measured_at is not None else None,
@@ -203,44 +268,31 @@ def _profile(name: str, known: Knowledge | None, o: Observation) -> ProfileStatu
         and AcceptanceStatus(**dict(zip(("mean", "p10", "p50", "p90"), map(_digits, acceptance), strict=True))),
         accepted_length=figure(known.accepted_length),
         tokens_per_step=figure(known.tokens_per_step) if known.measured_at is not None else None,
-        drafted_per_step=figure(known.drafted_per_step) if known.measured_at is not None else None,
         time_per_output_token=figure(known.tpot_seconds),
-        per_position=[round(p, 4) for p in known.per_position],
-        step_times=[
-            StepTime(
-                batch_size=round(t.batch_size, 2),
-                tokens=round(t.tokens, 2),
-                prompt_tokens=round(t.prompt_tokens, 2),
-                seconds=round(t.seconds, 6),
-            )
-            for t in known.step_times
-        ],
         predicted=interval(prediction.tpot) if prediction else None,
-        headroom=figure(min(prediction.headroom, 1000.0)) if prediction else None,
-        break_even_batch_size=figure(point),
+        headroom=_headroom(prediction, o.estimates.load) if prediction else None,
+        band=_band(o, name),
+        schedule=form.schedule if form else [],
+        disable_by_batch_size=form.disable_by_batch_size if form else None,
     )
 
 
-def knowledge_of(status: SpecDecodePolicyStatus) -> Mapping[str, Knowledge]:
-    """What the status remembers about the profiles: the way back from `_profiles`."""
-    return {
-        p.name: Knowledge(
-            measured_at=seconds_of(p.measured_at) if p.measured_at else None,
-            acceptance=(p.acceptance.mean, p.acceptance.p10, p.acceptance.p50, p.acceptance.p90)
-            if p.acceptance
-            else None,
-            accepted_length=p.accepted_length,
-            per_position=tuple(p.per_position),
-            tokens_per_step=p.tokens_per_step or 1.0,
-            drafted_per_step=p.drafted_per_step or 0.0,
-            tpot_seconds=p.time_per_output_token,
-            step_times=tuple(
-                knowledge.StepTime(t.batch_size, t.tokens, t.seconds, t.prompt_tokens) for t in p.step_times
-            ),
-        )
-        for p in status.profiles
-        if p.measured_at or p.step_times
-    }
+def _headroom(p: Prediction, load: OfferedLoad | None) -> Interval:
+    low = high = p.headroom
+    if p.capacity is not None and load is not None and load.tokens_per_second > 0:
+        low, high = (c / load.tokens_per_second for c in (p.capacity.low, p.capacity.high))
+    low, value, high = (min(h, MOST_HEADROOM) for h in (low, p.headroom, high))
+    return _interval(Estimate(value, low, high))
+
+
+def _band(o: Observation, profile: str) -> BandStatus | None:
+    if o.menu is None or profile not in o.estimates.bands:
+        return None
+    band = o.estimates.bands[profile]
+    if band is None:
+        return BandStatus(pays=False)
+    start, end = bounds(band, o.menu.server.max_num_seqs)
+    return BandStatus(pays=True, start=start, end=end)
 
 
 def _significant(status: SpecDecodePolicyStatus) -> Json:
@@ -269,8 +321,10 @@ def _timeless(status: SpecDecodePolicyStatus) -> Json:
 
 def interval(e: Estimate | None) -> Interval | None:
     """An estimate as the API shows it."""
-    if e is None:
-        return None
+    return None if e is None else _interval(e)
+
+
+def _interval(e: Estimate) -> Interval:
     return Interval(value=_digits(e.value), low=_digits(e.low), high=_digits(e.high))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import sub
 
 from specdecode.vllm.metrics import Histogram
 
@@ -36,19 +38,27 @@ def difference(before: Histogram, after: Histogram) -> Histogram | None:
     """What was observed between two readings; None when the buckets are not the same or a count fell."""
     if before.bounds != after.bounds:
         return None
-    counts = tuple([b - a for a, b in zip(before.counts, after.counts, strict=True)])
+    counts = [*map(sub, after.counts, before.counts)]
     if min(counts) < 0:
         return None
-    return Histogram(after.bounds, counts, after.sum - before.sum, after.count - before.count)
+    return Histogram(after.bounds, tuple(counts), after.sum - before.sum, after.count - before.count)
 
 
-def total(histograms: Iterable[Histogram]) -> Histogram | None:
-    """Observations of several histograms together; None when there is none or their buckets are not the same."""
-    parts = tuple(histograms)
-    if len({part.bounds for part in parts}) != 1:
+def total(histograms: Iterable[Histogram | None], *, buckets: bool = True) -> Histogram | None:
+    """Observations of several histograms together; None when there is none, one is lacking or their buckets differ.
+
+    Without `buckets` only the last one is kept, which is all that a mean needs.
+    """
+    given = list(histograms)
+    parts = [part for part in given if part is not None]
+    if not parts or len(parts) < len(given):
         return None
-    counts = tuple(map(math.fsum, zip(*(part.counts for part in parts), strict=True)))
-    return Histogram(parts[0].bounds, counts, math.fsum(p.sum for p in parts), math.fsum(p.count for p in parts))
+    bounds = parts[0].bounds
+    if [part for part in parts if part.bounds != bounds]:
+        return None
+    kept = slice(None) if buckets else slice(-1, None)
+    counts = tuple(map(math.fsum, zip(*[part.counts[kept] for part in parts], strict=True)))
+    return Histogram(bounds[kept], counts, math.fsum([p.sum for p in parts]), math.fsum([p.count for p in parts]))
 
 
 def mean(histogram: Histogram | None) -> float | None:
@@ -61,7 +71,7 @@ def quantile(histogram: Histogram | None, q: float) -> Quantile | None:
     if histogram is None or histogram.count <= 0:
         return None
     rank = q * histogram.count
-    i = next(i for i, count in enumerate(histogram.counts) if count >= rank)
+    i = bisect_left(histogram.counts, rank)
     high = histogram.bounds[i]
     if i == 0:
         return Quantile(0.0, high, None)

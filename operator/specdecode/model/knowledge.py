@@ -1,43 +1,175 @@
 """What is known about each option on this workload: the evidence that the cost model is fitted to.
 
-Small and bounded, because it lives in the policy's status: one acceptance figure per option, and step times binned by
-the number of tokens in a step, so that an old busy hour is not forgotten when the night is quiet.
+Small and bounded, because it outlives the process: how drafts fare, and step times binned by what a step worked on, so
+that an old busy hour is not forgotten when the night is quiet.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le, Len, Lt
 
 from specdecode.model.measure import Measurement
 
-MAX_STEP_TIMES = 12
-"""Bins of step times kept per option."""
+MAX_STEP_TIMES = 28
+"""Bins of step times kept per option; the oldest go."""
 
 ENOUGH_REQUEST_STEPS = 50
 """Inter-token latencies that a mean step time is taken from."""
 
-NEWER = 0.3
+NEWER = 0.2
 """Weight of a new step time in its bin."""
+
+BINS_PER_OCTAVE = 3
+"""Bins of batch size."""
+
+FEW_PROMPT_TOKENS = 32.0
+"""Prompt tokens in a step that are hardly felt."""
+
+SHRINKAGE = 20.0
+"""Drafts that the guess for a position is worth: its chance so far, or that of the position before."""
+
+MAX_LATENCIES = 6
+"""Loads at which latencies without speculation are kept; the oldest go."""
+
+ENOUGH_FOR_TAIL = 100
+"""Finished requests that a 99th percentile is taken from."""
+
+ALIKE = 1.5
+"""Factor within which two loads, or two mean lengths of prompts, are alike."""
+
+DAY = 86_400.0
+
+LEAST_EXTRA = 0.01
+"""Smallest E - 1 that is told from none."""
+
+AGES = (1800.0, 3600.0, 7200.0, 14_400.0, 28_800.0)
+"""Seconds of service that part young pods from older ones. Up to the first they are fresh, from the third on old."""
+
+ROUNDS = 30.0
+"""Rounds that a running mean remembers."""
+
+
+Positive = Annotated[float, Gt(1e-9), Lt(1e9)]
+NotNegative = Annotated[float, Ge(0), Lt(1e9)]
+Share = Annotated[float, Ge(0), Le(1)]
+UnixSeconds = Annotated[float, Ge(0), Lt(1e11)]
 
 
 @dataclass(frozen=True)
 class StepTime:
     """A measured engine step."""
 
-    batch_size: float
+    batch_size: Positive
     """Requests in the step."""
-    tokens: float
+    tokens: Positive
     """Tokens that the target model worked on in the step: requests and their drafts, B(1 + drafted per request)."""
-    seconds: float
-    prompt_tokens: float = 0.0
+    seconds: Positive
+    prompt_tokens: NotNegative = 0.0
     """Prompt tokens computed per step, on average."""
+    prompt_length: NotNegative = 0.0
+    """Mean prompt tokens of a request; 0: not known."""
+    context: NotNegative = 0.0
+    """Tokens of context per request."""
+    k: Annotated[int, Ge(0), Le(1000)] = 0
+    """K in force: 0 without speculation, and where a schedule holds it there."""
+    measured_at: UnixSeconds = 0.0
+    """Unix seconds."""
 
     @property
     def drafted(self) -> bool:
-        """Whether the step had drafts."""
-        return self.tokens > self.batch_size * 1.01
+        """Whether drafts were made."""
+        return self.k > 0
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """How the drafts of an option fare."""
+
+    match: Share
+    """Share of a request's steps that draft at all: 1 but for n-gram on Model Runner V1."""
+    chances: Annotated[tuple[Share, ...], Len(1, 1000)]
+    """Chance that a draft's position is accepted when all before it were."""
+    measured_at: UnixSeconds
+    count: NotNegative
+    """Drafts that this was measured from."""
+    usual: float | None = None
+    """Mean of log(E - 1) over the time that this was measured in; None: not known."""
+    usual_variance: NotNegative = 0.0
+    """Its variance."""
+    usual_seconds: NotNegative = 0.0
+    """For how long that was, two days at most."""
+    beside: tuple[str, float] | None = None
+    """Another profile that ran when this was measured, and its log(E - 1): where that has changed since, the traffic
+    has, and this is worth less."""
+
+    @property
+    def extra(self) -> float:
+        """log(E - 1) with every position that was ever drafted."""
+        return math.log(max(self.match * self.accepted(len(self.chances)), LEAST_EXTRA))
+
+    def accepted(self, k: int) -> float:
+        """Mean tokens accepted per draft of `k` tokens: a1 + a1 a2 + …; deeper positions are like the last known."""
+        total, reach = 0.0, 1.0
+        for i in range(k):
+            reach *= self.chances[min(i, len(self.chances) - 1)]
+            total += reach
+        return total
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """What users got without speculation at one load: what speculation is held against."""
+
+    tokens_per_second: float
+    """Output tokens per second and engine."""
+    prompt_length: float
+    """Mean tokens."""
+    tpot_p50: float
+    """Seconds per token; the lower end where the bucket has no other."""
+    tpot_p99: float
+    """Seconds per token; the upper end where the bucket has no other."""
+    ttft: float
+    """Mean seconds."""
+    preemptions: float
+    """Per finished request."""
+    measured_at: float
+    """Unix seconds."""
+
+
+@dataclass(frozen=True)
+class RunningMean:
+    """Mean and variance of a figure over the last `ROUNDS` rounds."""
+
+    mean: float
+    variance: float
+    rounds: float
+    measured_at: float
+    """Unix seconds of the last one."""
+
+    @classmethod
+    def add(cls, old: RunningMean | None, value: float, now: float) -> RunningMean:
+        """The mean with one round more."""
+        if old is None:
+            return cls(value, 0.0, 1.0, now)
+        rounds = min(old.rounds + 1, ROUNDS)
+        step = (value - old.mean) / rounds
+        variance = (1 - 1 / rounds) * (old.variance + step * (value - old.mean))
+        return cls(old.mean + step, variance, rounds, now)
+
+
+@dataclass(frozen=True)
+class Ageing:
+    """How drafts fare by how long their pod has served. Logs of accepted lengths at the profile's full K."""
+
+    by_age: tuple[RunningMean | None, ...] = (None,) * (len(AGES) + 1)
+    """Between the `AGES`."""
+    paired: RunningMean | None = None
+    """Fresh pods less old ones in the same minutes."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +178,33 @@ class Knowledge:
 
     measured_at: float | None = None
     """Unix seconds of the last measurement; None: never."""
+    learnt_at: float = 0.0
+    """Unix seconds up to which the pods' steps were learnt from."""
     acceptance: tuple[float, float, float, float] | None = None
     """Acceptance rate when last measured: mean, P10, P50, P90."""
     accepted_length: float | None = None
-    per_position: tuple[float, ...] = ()
+    drafts: Drafts | None = None
     tokens_per_step: float = 1.0
-    """E: tokens that a request gets per step, every step counted."""
-    drafted_per_step: float = 0.0
-    """Tokens drafted per request and step, every step counted."""
+    """E when last measured: tokens that a request gets per step, every step counted."""
     tpot_seconds: float | None = None
-    step_times: tuple[StepTime, ...] = field(default=())
+    step_times: tuple[StepTime, ...] = ()
+    kv_cache_tokens: float | None = None
+    """Size of an engine's KV cache when last measured: a draft model takes its memory from there."""
+    latencies: tuple[Latencies, ...] = ()
+    """Of an option without speculation, one per half octave of load."""
+    ageing: Ageing | None = None
+
+    def latencies_like(self, tokens_per_second: float, prompt_length: float, now: float) -> Latencies | None:
+        """What was measured within a day at a load like this (`Latencies` for the units)."""
+
+        def off(known: Latencies) -> float:
+            return abs(math.log(known.tokens_per_second / tokens_per_second))
+
+        def alike(known: Latencies) -> bool:
+            lengths = abs(math.log(max(known.prompt_length, 1.0) / max(prompt_length, 1.0)))
+            return max(off(known), lengths) <= math.log(ALIKE) and now - known.measured_at <= DAY
+
+        return min(filter(alike, self.latencies), key=off, default=None)
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -67,52 +216,135 @@ def learn(
     known: Knowledge | None,
     measured: Measurement | None,
     acceptance: tuple[float, float, float, float] | None,
-    latest: Iterable[Measurement],
+    k: int | None,
+    steps: Iterable[StepTime],
     now: float,
 ) -> Knowledge:
-    """Adds what pods that run the option showed.
+    """Adds what pods that run the option showed: drafts at `k` tokens as `measured` says, and step times.
 
-    `measured` is the window as far as it drafted at the option's K, `latest` the newest stretch of each pod's
-    that holds `ENOUGH_REQUEST_STEPS`.
-    What the window lacks keeps its last value.
+    What the measurement lacks keeps its last value. `k` is None where K is not known to have been one number.
     """
-    known = known or Knowledge()
-    steps = measured.request_steps if measured else None
-    # Where nothing was drafted, a step tells its cost, and nothing about acceptance.
-    if measured is not None and steps and measured.draft_tokens != 0:
-        known = replace(
-            known,
-            measured_at=now,
-            acceptance=acceptance or known.acceptance,
-            accepted_length=measured.accepted_length or known.accepted_length,
-            per_position=measured.per_position or known.per_position,
-            # A step gives every request a token; at the edges of a window a few are counted on the wrong side.
-            tokens_per_step=max(1.0, measured.tokens_per_step or known.tokens_per_step),
-            drafted_per_step=(measured.draft_tokens or 0.0) / steps,
-            tpot_seconds=measured.tpot_seconds or known.tpot_seconds,
-        )
-    for part in latest:
-        b, seconds = part.requests_per_step, part.step_seconds
-        if b and seconds and part.request_steps:
-            drafted = (part.draft_tokens or 0.0) / part.request_steps
-            prompt = (part.prompt_tokens_per_second or 0.0) * part.seconds / part.steps if part.steps else 0.0
-            step = StepTime(b, b * (1 + drafted), seconds, prompt)
-            known = replace(known, step_times=_binned(known.step_times, step))
+    known = replace(known or Knowledge(), learnt_at=now)
+    if measured is not None and measured.request_steps:
+        drafts = known.drafts
+        if k and (measured.drafts or measured.drafts is None):
+            drafts = _usual(known.drafts, _drafts(known.drafts, measured, k, now), now)
+        # Where nothing was drafted, a step tells its cost, and nothing about acceptance.
+        if not k or measured.drafts != 0:
+            known = replace(
+                known,
+                measured_at=now,
+                acceptance=acceptance or known.acceptance,
+                accepted_length=measured.accepted_length or known.accepted_length,
+                drafts=drafts,
+                # A step gives every request a token; at the edges of a window a few are counted on the wrong side.
+                tokens_per_step=max(1.0, measured.tokens_per_step or known.tokens_per_step),
+                tpot_seconds=measured.tpot_seconds or known.tpot_seconds,
+            )
+        if measured.kv_cache_tokens:
+            known = replace(known, kv_cache_tokens=measured.kv_cache_tokens / measured.engines)
+        if (latencies := _latencies(measured, now)) is not None:
+            known = replace(known, latencies=_newest(known.latencies, latencies))
+    for step in steps:
+        known = replace(known, step_times=_binned(known.step_times, step))
     return known
 
 
-def _binned(times: tuple[StepTime, ...], new: StepTime) -> tuple[StepTime, ...]:
-    """Merges a step into its bin (a factor of sqrt 2 in tokens); those that drafted apart from those that did not."""
+def _latencies(m: Measurement, now: float) -> Latencies | None:
+    """None where speculation is on, too few requests finished, or a figure is lacking."""
+    if m.draft_tokens is not None or m.acceptance_rate is not None or m.finished < ENOUGH_FOR_TAIL:
+        return None
+    if m.tpot is None or m.ttft_seconds is None or m.prompt_length is None or m.preemptions is None:
+        return None
+    p50, p99 = m.tpot.p50, m.tpot.p99
+    high = p99.high if p99.value is None else p99.value
+    if not m.generation_tokens_per_second or math.isinf(high):
+        return None
+    return Latencies(
+        tokens_per_second=m.generation_tokens_per_second / m.engines,
+        prompt_length=m.prompt_length,
+        tpot_p50=p50.low if p50.value is None else p50.value,
+        tpot_p99=high,
+        ttft=m.ttft_seconds,
+        preemptions=m.preemptions / m.finished,
+        measured_at=now,
+    )
 
-    def bin_of(t: StepTime) -> tuple[int, bool]:
-        return round(2 * math.log2(max(t.tokens, 0.5))), t.drafted
+
+def _newest(old: tuple[Latencies, ...], new: Latencies) -> tuple[Latencies, ...]:
+    """The last ones, one per half octave of load."""
+    place = round(2 * math.log2(new.tokens_per_second))
+    others = [known for known in old if round(2 * math.log2(known.tokens_per_second)) != place]
+    return (*others[-(MAX_LATENCIES - 1) :], new)
+
+
+def _drafts(old: Drafts | None, measured: Measurement, k: int, now: float) -> Drafts | None:
+    """Chances by position, each shrunk towards what it was, or else towards the position before it."""
+    request_steps = measured.request_steps or 0.0
+    # The V0 engine counts neither drafts nor, before 0.8.5, positions: as if every step drafted, and each position had
+    # the same chance.
+    drafts = request_steps if measured.drafts is None else measured.drafts
+    length = measured.tokens_per_step if measured.accepted_length is None else measured.accepted_length
+    if not drafts or length is None:
+        return old
+    match = min(1.0, drafts / request_steps)
+    if measured.per_position is None:
+        return Drafts(match, (_even_chance(max(0.0, length - 1), k),), now, drafts)
+    chances: list[float] = []
+    before = 1.0
+    for i, share in enumerate(measured.per_position[:k]):
+        guess = old.chances[i] if old is not None and i < len(old.chances) else (chances[-1] if chances else 0.5)
+        reached = drafts * before
+        chances.append(min(1.0, (drafts * share + SHRINKAGE * guess) / (reached + SHRINKAGE)))
+        before = share
+    deeper = old.chances[len(chances) :] if old is not None else ()
+    return Drafts(match, (*chances, *deeper), now, drafts)
+
+
+def _usual(old: Drafts | None, new: Drafts | None, now: float) -> Drafts | None:
+    """The new figures with the mean of all."""
+    if new is None:
+        return None
+    if old is None or old.usual is None:
+        return replace(new, usual=new.extra)
+    step = min(max(now - old.measured_at, 0.0), LONGEST_STEP)
+    seconds = min(old.usual_seconds + step, 2 * DAY)
+    weight = step / seconds if seconds else 1.0
+    off = new.extra - old.usual
+    variance = (1 - weight) * (old.usual_variance + weight * off**2)
+    return replace(
+        new, usual=old.usual + weight * off, usual_variance=variance, usual_seconds=seconds, beside=old.beside
+    )
+
+
+LONGEST_STEP = 3600.0
+"""Seconds that one measurement can stand for: what is found again as it was has hardly changed meanwhile."""
+
+
+def _even_chance(accepted: float, k: int) -> float:
+    """a, where a + a^2 + … + a^k is the mean of accepted tokens."""
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(middle**i for i in range(1, k + 1)) < accepted else (low, middle)
+    return (low + high) / 2
+
+
+def _binned(times: tuple[StepTime, ...], new: StepTime) -> tuple[StepTime, ...]:
+    """Merges a step into its bin: one per K, third of an octave of batch size, half of one of drafted tokens, and two
+    octaves of prompt tokens: what prompts add shows in steps that have few and many of them."""
+
+    def bin_of(t: StepTime) -> tuple[int, int, int, int]:
+        drafted = round(2 * math.log2(max(t.tokens / max(t.batch_size, 0.5), 1.0)))
+        prompts = round(math.log2(max(t.prompt_tokens, FEW_PROMPT_TOKENS) / FEW_PROMPT_TOKENS) / 2)
+        return t.k, round(BINS_PER_OCTAVE * math.log2(max(t.batch_size, 0.5))), drafted, prompts
 
     old = next((t for t in times if bin_of(t) == bin_of(new)), None)
     if old is not None:
-        new = StepTime(*(_mixed(getattr(old, f.name), getattr(new, f.name)) for f in fields(StepTime)))
-    kept = [t for t in times if t is not old]
-    return tuple(sorted([*kept[-(MAX_STEP_TIMES - 1) :], new], key=lambda t: t.tokens))
-
-
-def _mixed(old: float, new: float) -> float:
-    return old + NEWER * (new - old)
+        mixed = {
+            f: getattr(old, f) + NEWER * (getattr(new, f) - getattr(old, f))
+            for f in ("batch_size", "tokens", "seconds", "prompt_tokens", "prompt_length", "context")
+        }
+        new = replace(new, **mixed)
+    kept = sorted((t for t in times if t is not old), key=lambda t: t.measured_at)[-(MAX_STEP_TIMES - 1) :]
+    return tuple(sorted([*kept, new], key=lambda t: (t.k, t.tokens)))

@@ -7,9 +7,10 @@ pods together, into rates and means. Adding comes before dividing, so pods weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter, sub
 from typing import Any
 
 from specdecode.model.histogram import Quantile, difference, mean, quantile, total
@@ -21,6 +22,14 @@ STALL_SECONDS = 60.0
 GAUGES = ("running", "waiting", "kv_usage", "kv_cache_tokens", "draft_acceptance_gauge")
 COUNTERS = ("preemptions", "prompt_tokens", "generation_tokens", "drafts", "draft_tokens", "accepted_tokens")
 HISTOGRAMS = ("ttft", "inter_token", "tpot", "iteration_tokens", "queue_time", "prompt_length", "output_length")
+_SUMS = ("running", "waiting", "kv_cache_tokens", *COUNTERS)
+"""What several engines have together; the other gauges are shares."""
+_WITH_QUANTILES = ("ttft", "tpot")
+_Values = Callable[[Figures], tuple[Any, ...]]
+_gauges_of: _Values = attrgetter(*GAUGES)
+_counters_of: _Values = attrgetter(*COUNTERS)
+_histograms_of: _Values = attrgetter(*HISTOGRAMS)
+_sums_of: _Values = attrgetter(*_SUMS)
 
 
 class Reason(StrEnum):
@@ -148,7 +157,7 @@ def measure(before: Page, after: Page, seconds: float) -> Measurement | Unmeasur
 
 def gauges(page: Page) -> Measurement:
     """What one page says without another to compare it with: the figures of the moment."""
-    f = _added([_gauges(engine) for engine in page.engines])
+    f = _added([Figures(**_gauges(engine)) for engine in page.engines])
     return Measurement(
         seconds=0.0,
         engines=len(page.engines),
@@ -195,7 +204,7 @@ def measurement(changes: Sequence[Change]) -> Measurement:
     """
     if not changes:
         raise ValueError("no changes to measure")
-    f = _added([c.figures for c in changes])
+    f = _added([c.figures for c in changes], buckets_of=_WITH_QUANTILES)
     drafted, steps = f.draft_tokens, _count(f.iteration_tokens)
     return Measurement(
         seconds=max(c.seconds for c in changes),
@@ -217,8 +226,8 @@ def measurement(changes: Sequence[Change]) -> Measurement:
         kv_usage=f.kv_usage,
         kv_cache_tokens=f.kv_cache_tokens,
         preemptions=f.preemptions,
-        generation_tokens_per_second=_sum(_ratio(c.figures.generation_tokens, c.seconds) for c in changes),
-        prompt_tokens_per_second=_sum(_ratio(c.figures.prompt_tokens, c.seconds) for c in changes),
+        generation_tokens_per_second=_sum([_ratio(c.figures.generation_tokens, c.seconds) for c in changes]),
+        prompt_tokens_per_second=_sum([_ratio(c.figures.prompt_tokens, c.seconds) for c in changes]),
         prompt_length=mean(f.prompt_length),
         output_length=mean(f.output_length),
         finished=sum(n for reason, n in f.requests.items() if reason not in ("abort", "error")),
@@ -255,43 +264,40 @@ def _answers(before: Page, after: Page) -> dict[tuple[str, str], float] | Unmeas
     if not old and any(n > 0 for engine in before.engines for n in engine.requests.values()):
         return {}
     answers = {key: count - old.get(key, 0.0) for key, count in new.items()}
-    if any(count < 0 for count in answers.values()):
+    if min(answers.values(), default=0.0) < 0:
         return Unmeasured(Reason.COUNTER_RESET, "http_requests_total fell")
     return answers
 
 
 def _engine_change(before: EngineSample, after: EngineSample) -> Figures | Unmeasured:
     """Increase of the counters and histograms, gauges of `after`. What `before` did not have yet cannot be measured."""
-    figures: dict[str, Any] = {}
-    families: tuple[tuple[tuple[str, ...], Callable[[Any, Any], Any]], ...] = (
-        (COUNTERS, _increase),
-        (HISTOGRAMS, difference),
-    )
-    for names, subtract in families:
-        for name in names:
-            old, new = getattr(before, name), getattr(after, name)
+    figures = _gauges(after)
+    for names, values_of, subtract in (
+        (COUNTERS, _counters_of, _increase),
+        (HISTOGRAMS, _histograms_of, difference),
+    ):
+        for name, old, new in zip(names, values_of(before), values_of(after), strict=True):
             if old is None:
                 continue
             if new is None:
                 return _vanished(name, after)
-            figures[name] = increase = subtract(old, new)
-            if increase is None:
+            if (increase := subtract(old, new)) is None:
                 return _fell(name, after)
+            figures[name] = increase
     if lost := before.requests.keys() - after.requests.keys():
         return _vanished(f"requests finished by {sorted(lost)}", after)
-    figures["requests"] = requests = {reason: after.requests[reason] - n for reason, n in before.requests.items()}
-    old, new = before.accepted_per_position, after.accepted_per_position
-    if len(new) < len(old):
+    requests = {reason: after.requests[reason] - n for reason, n in before.requests.items()}
+    old_positions, positions = before.accepted_per_position, after.accepted_per_position
+    if len(positions) < len(old_positions):
         return _vanished("accepted_per_position", after)
-    if len(new) == len(old):
-        figures["accepted_per_position"] = tuple(b - a for a, b in zip(old, new, strict=True))
-    if any(n < 0 for n in (*requests.values(), *figures.get("accepted_per_position", ()))):
+    accepted = tuple(map(sub, positions, old_positions)) if len(positions) == len(old_positions) else ()
+    if min(requests.values(), default=0.0) < 0 or min(accepted, default=0.0) < 0:
         return _fell("requests or accepted_per_position", after)
-    return replace(_gauges(after), **figures)
+    return Figures(requests=requests, accepted_per_position=accepted, **figures)
 
 
-def _gauges(sample: EngineSample) -> Figures:
-    return Figures(**{name: getattr(sample, name) for name in GAUGES})
+def _gauges(sample: EngineSample) -> dict[str, Any]:
+    return dict(zip(GAUGES, _gauges_of(sample), strict=True))
 
 
 def _increase(old: float, new: float) -> float | None:
@@ -308,22 +314,22 @@ def _fell(what: str, engine: EngineSample) -> Unmeasured:
     )
 
 
-def _added(parts: Sequence[Figures]) -> Figures:
-    """Several engines as one: sums, the mean for shares. What one of them lacks is lacking."""
+def _added(parts: Sequence[Figures], buckets_of: Collection[str] = HISTOGRAMS) -> Figures:
+    """Several engines as one: sums, the mean for shares. What one of them lacks is lacking.
+
+    Only the histograms in `buckets_of` keep their buckets, the others what a mean needs.
+    """
     if len(parts) == 1:
         return parts[0]
-    figures: dict[str, Any] = {
-        name: _sum(getattr(p, name) for p in parts) for name in ("running", "waiting", "kv_cache_tokens", *COUNTERS)
-    }
-    for name in HISTOGRAMS:
-        histograms = [getattr(p, name) for p in parts]
-        figures[name] = None if None in histograms else total(histograms)
+    figures: dict[str, Any] = dict(zip(_SUMS, map(_sum, zip(*map(_sums_of, parts), strict=True)), strict=True))
+    for name, histograms in zip(HISTOGRAMS, zip(*map(_histograms_of, parts), strict=True), strict=True):
+        figures[name] = total(histograms, buckets=name in buckets_of)
     positions = [p.accepted_per_position for p in parts]
     if len({len(p) for p in positions}) == 1:
         figures["accepted_per_position"] = tuple(map(math.fsum, zip(*positions, strict=True)))
     reasons = dict.fromkeys(reason for p in parts for reason in p.requests)
     return Figures(
-        requests={reason: math.fsum(p.requests.get(reason, 0.0) for p in parts) for reason in reasons},
+        requests={reason: math.fsum([p.requests.get(reason, 0.0) for p in parts]) for reason in reasons},
         kv_usage=_mean_share([p.kv_usage for p in parts], [p.kv_cache_tokens for p in parts]),
         draft_acceptance_gauge=_mean_share([p.draft_acceptance_gauge for p in parts], [None] * len(parts)),
         **figures,
@@ -333,7 +339,8 @@ def _added(parts: Sequence[Figures]) -> Figures:
 def _mean_share(shares: Sequence[float | None], weights: Sequence[float | None]) -> float | None:
     """Mean weighted by `weights`, a plain mean where those are not known."""
     known = [1.0] * len(shares) if None in weights else weights
-    return _ratio(_sum(None if s is None else s * (w or 0.0) for s, w in zip(shares, known, strict=True)), _sum(known))
+    parts = [None if s is None else s * (w or 0.0) for s, w in zip(shares, known, strict=True)]
+    return _ratio(_sum(parts), _sum(known))
 
 
 def _activity(before: EngineSample, after: EngineSample, change: Figures, seconds: float) -> Activity:
@@ -347,6 +354,8 @@ def _activity(before: EngineSample, after: EngineSample, change: Figures, second
 
 def _together(activities: Sequence[Activity]) -> Activity:
     """The first of these that one of them does: a stalled engine stalls its requests though others serve."""
+    if len(activities) == 1:
+        return activities[0]
     return next(a for a in (Activity.STALLED, Activity.SERVING, Activity.WAITING, Activity.IDLE) if a in activities)
 
 
@@ -367,10 +376,6 @@ def _plus_one(value: float | None) -> float | None:
     return None if value is None else 1 + value
 
 
-def _sum(values: Iterable[float | None]) -> float | None:
-    known = []
-    for value in values:
-        if value is None:
-            return None
-        known.append(value)
-    return math.fsum(known)
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) if len(known) == len(values) else None

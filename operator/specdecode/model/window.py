@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
+import math
+from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
+from typing import NamedTuple
 
 from specdecode.model.measure import (
     STALL_SECONDS,
@@ -56,7 +59,7 @@ class Window:
         lost series while its process went on was cut short between two families: it is not taken.
         """
         if not self.readings or t <= self.readings[-1].t:
-            return replace(self, readings=(Reading(t, page, None),))
+            return Window(self.seconds, self.limit, (Reading(t, page, None),))
         last = self.readings[-1]
         change = change_between(last.page, page, t - last.t)
         if (
@@ -66,12 +69,17 @@ class Window:
             and page.process_start == last.page.process_start
         ):
             return self
-        kept = tuple(r for r in self.readings if r.t >= t - self.seconds)[1 - self.limit :]
-        return replace(self, readings=(*kept, Reading(t, page, change)))
+        kept = self.readings[self._first(t - self.seconds) :][1 - self.limit :]
+        return Window(self.seconds, self.limit, (*kept, Reading(t, page, change)))
 
     def since(self, t: float) -> Window:
         """The readings from time `t` on."""
-        return replace(self, readings=tuple(r for r in self.readings if r.t >= t))
+        first = self._first(t)
+        return Window(self.seconds, self.limit, self.readings[first:]) if first else self
+
+    def _first(self, t: float) -> int:
+        """Index of the first reading from time `t` on. The readings' times rise."""
+        return bisect_left(self.readings, t, key=_time)
 
     @cached_property
     def change(self) -> Change | Unmeasured | None:
@@ -82,13 +90,13 @@ class Window:
         """
         if len(self.readings) < 2:
             return None
-        *earlier, newest = self.readings
-        first = newest
-        for before, after in zip(reversed(earlier), reversed(self.readings), strict=False):
-            if not isinstance(after.change, Change):
-                break
-            first = before
-        return newest.change if first is newest else change_between(first.page, newest.page, newest.t - first.t)
+        newest = self.readings[-1]
+        first = len(self.readings) - 1
+        while first > 0 and isinstance(self.readings[first].change, Change):
+            first -= 1
+        if first >= len(self.readings) - 2:
+            return newest.change
+        return change_between(self.readings[first].page, newest.page, newest.t - self.readings[first].t)
 
     @cached_property
     def measurement(self) -> Measurement | Unmeasured | None:
@@ -105,16 +113,15 @@ class Window:
 
         A stretch as short as can be: a step's time belongs to one batch size, and over a whole window that changes.
         """
-        if not self.readings:
-            return None
-        newest = self.readings[-1]
-        for later, earlier in itertools.pairwise(reversed(self.readings)):
-            if not isinstance(later.change, Change):
+        now = _request_steps(self.readings[-1].page) if self.readings else 0.0
+        for i in range(len(self.readings) - 1, 0, -1):
+            if not isinstance(self.readings[i].change, Change):
                 return None
-            stretch = change_between(earlier.page, newest.page, newest.t - earlier.t)
-            steps = stretch.figures.inter_token if isinstance(stretch, Change) else None
-            if isinstance(stretch, Change) and steps is not None and steps.count >= request_steps:
-                return measurement([stretch])
+            if not now - _request_steps(self.readings[i - 1].page) >= request_steps:
+                continue  # a look at two counts, not at two pages: most stretches are too short
+            stretch = Window(self.seconds, self.limit, self.readings[i - 1 :]).measurement
+            if isinstance(stretch, Measurement) and (stretch.request_steps or 0.0) >= request_steps:
+                return stretch
         return None
 
     @property
@@ -130,6 +137,14 @@ class Window:
                 break
             quiet += reading.change.seconds
         return Activity.STALLED if activity is Activity.WAITING and quiet >= STALL_SECONDS else activity
+
+
+_time = attrgetter("t")
+
+
+def _request_steps(page: Page) -> float:
+    """Since the process started; not a number where an engine does not count them."""
+    return math.fsum([math.nan if e.inter_token is None else e.inter_token.count for e in page.engines])
 
 
 def pods_together(windows: Iterable[Window]) -> Measurement | None:
@@ -155,16 +170,27 @@ ENOUGH_DRAFTED = 200
 
 def acceptance_spread(windows: Iterable[Window]) -> Spread | None:
     """The spread over all windows, in parts of at least `ENOUGH_DRAFTED` tokens; None where less was drafted."""
-    rates = sorted(part for window in windows for part in _drafting_parts(window))
+    rates = sorted(part for window in windows for part in drafting_parts(window))
     if not rates:
         return None
-    drafted = sum(weight for _, weight in rates)
+    drafted = sum(part.drafted for part in rates)
     p10, p50, p90 = (_weighted_quantile(rates, q * drafted) for q in (0.1, 0.5, 0.9))
     return Spread(p10, p50, p90, drafted)
 
 
-def _drafting_parts(window: Window) -> Iterable[tuple[float, float]]:
-    """Acceptance rate and drafted tokens of stretches long enough to tell."""
+class DraftingPart(NamedTuple):
+    """A stretch of a pod's readings that drafted enough to tell a rate."""
+
+    rate: float
+    """Accepted over drafted tokens."""
+    drafted: float
+    """Tokens."""
+    t: float
+    """Its end, seconds."""
+
+
+def drafting_parts(window: Window) -> Iterable[DraftingPart]:
+    """The parts of a window of at least `ENOUGH_DRAFTED` tokens each, oldest first."""
     accepted = drafted = 0.0
     for reading in window.readings[1:]:
         figures = reading.change.figures if isinstance(reading.change, Change) else None
@@ -172,15 +198,15 @@ def _drafting_parts(window: Window) -> Iterable[tuple[float, float]]:
             continue
         accepted, drafted = accepted + figures.accepted_tokens, drafted + figures.draft_tokens
         if drafted >= ENOUGH_DRAFTED:
-            yield accepted / drafted, drafted
+            yield DraftingPart(accepted / drafted, drafted, reading.t)
             accepted = drafted = 0.0
 
 
-def _weighted_quantile(ordered: list[tuple[float, float]], rank: float) -> float:
+def _weighted_quantile(ordered: list[DraftingPart], rank: float) -> float:
     """The smallest value whose weight, with that of all smaller ones, reaches the rank."""
     reached = 0.0
-    for value, weight in ordered:
-        reached += weight
+    for part in ordered:
+        reached += part.drafted
         if reached >= rank:
-            return value
-    return ordered[-1][0]
+            return part.rate
+    return ordered[-1].rate

@@ -25,11 +25,18 @@ class Reason(StrEnum):
     TOO_FEW_SAMPLES = "TooFewSamples"
     # Guards
     ACCEPTANCE_BELOW_FLOOR = "AcceptanceBelowFloor"
+    KV_SQUEEZED = "KvSqueezed"
+    TTFT_BOUND = "TtftBound"
+    MODEL_MISFIT = "ModelMisfit"
     # What pays
     BATCH_ABOVE_BREAK_EVEN = "BatchAboveBreakEven"
     CHEAPER_PROFILE = "CheaperProfile"
     WORTH_A_CANARY = "WorthACanary"
     BETTER_THRESHOLD = "BetterThreshold"
+    RESTART_RESTORES = "RestartRestores"
+    NO_BASELINE = "NoBaseline"
+    WORTH_A_PROBE = "WorthAProbe"
+    LOAD_TOO_SHORT = "LoadTooShort"
     GAIN_TOO_SMALL = "GainTooSmall"
     BEST_ALREADY = "BestAlready"
     # Brakes
@@ -51,6 +58,8 @@ class Decision:
     """Whether the target is something else than what runs, and worth a change now."""
     gain: Estimate | None = None
     """How much faster tokens are expected to come: 0.25 is 25 % faster."""
+    restart: bool = False
+    """The target is what runs: its pods are to be replaced by fresh ones."""
     required_gain: float = 0.0
     """What the canary must show."""
     protect_tail: bool = False

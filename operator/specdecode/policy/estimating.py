@@ -3,32 +3,106 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
-from specdecode.api.v1alpha1 import BatchSizeTuningMode
-from specdecode.model.cost import CostModel, OfferedLoad, Option, Prediction
+import numpy as np
+
+from specdecode.api.v1alpha1 import BatchSizeTuningMode, Outcome, RolloutPhase
+from specdecode.model.cost import Band, CostModel, OfferedLoad, Option, Prediction
 from specdecode.model.estimate import Estimate
-from specdecode.model.knowledge import ENOUGH_REQUEST_STEPS, Knowledge, learn
+from specdecode.model.knowledge import ENOUGH_REQUEST_STEPS, Knowledge, StepTime, learn
+from specdecode.model.learnt import LearntModel
+from specdecode.model.loads import LoadHistory
 from specdecode.model.measure import Change, Measurement, measurement
 from specdecode.model.window import ENOUGH_DRAFTED, Window, acceptance_spread, pods_together
+from specdecode.policy.ageing import aged, freshness, served
+from specdecode.policy.clock import seconds_of
 from specdecode.policy.observation import Estimates, Observation, Pod
-from specdecode.policy.options import Menu
+from specdecode.policy.options import Menu, option_of
+from specdecode.policy.outlook import Array, Cost, Outlook, outlook
 from specdecode.vllm.capabilities import capabilities
-from specdecode.vllm.speculation import BatchRange
+from specdecode.vllm.speculation import Speculation
 from specdecode.vllm.unmanageable import Unmanageable
 
-ModelFactory = Callable[[Mapping[str, Knowledge], int, float], CostModel]
-"""Knowledge by profile, `max_num_seqs` and Unix seconds -> a fitted model."""
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a cost model is fitted to."""
+
+    known: Mapping[str, Knowledge]
+    """By profile."""
+    speculations: Mapping[str, Speculation | None]
+    """Of every profile, at its fixed K."""
+    max_num_seqs: int
+    graph_limit: float
+    """Tokens in the largest captured CUDA graph; infinite where there are none."""
+    now: float
+    """Unix seconds."""
+
+
+ModelFactory = Callable[[Evidence], CostModel]
+
+
+class Modeller:
+    """Fits the learnt model, and again only when something was learnt or what is known has aged."""
+
+    def __init__(self) -> None:
+        self._fitted: tuple[Evidence, LearntModel] | None = None
+
+    def __call__(self, e: Evidence) -> CostModel:
+        """The model of the evidence."""
+        if self._fitted is not None:
+            old, model = self._fitted
+            same = old.known is e.known and replace(old, known=e.known, now=e.now) == e
+            if same and 0 <= e.now - old.now < AGEING:
+                return model
+        model = LearntModel(e.known, e.speculations, e.max_num_seqs, e.graph_limit, e.now)
+        self._fitted = e, model
+        return model
+
+
+AGEING = 300.0
+"""Seconds in which nothing that is known fades noticeably."""
 
 DEFAULT_MAX_NUM_SEQS = 256
 """vLLM's own default of `--max-num-seqs` on most GPUs (vllm/engine/arg_utils.py)."""
 
+DEFAULT_GRAPH_LIMIT = 512
+"""vLLM's own default of `max_cudagraph_capture_size` (vllm/config/vllm.py)."""
+
 MEASUREMENT_SD = 0.03
 """Standard deviation of the logarithm of a measured mean TPOT over a window."""
 
-SAME_THRESHOLD = 1.5
-"""Thresholds within this factor of each other are not worth telling apart."""
+SCHEDULE_WORTH = 0.02
+"""What a schedule must save over a fixed K, as a share of TPOT, to be written: fewer words are easier to trust."""
+
+GUESSED_WORTH = 0.10
+"""The same for a profile whose steps were never seen: its ranges would be guesses."""
+
+NEAR = 1.5
+"""Factor within which batch sizes are alike."""
+
+LEARNING = 0.4
+"""Share of the window after which something is learnt again."""
+
+CLEAR_OF_EDGE = 1.25
+"""Factor by which a stretch's mean batch size must be off a range's edge for all of its steps to have had one K."""
+
+STEADY = 1.25
+"""Factor by which the mean time from step to step may differ from the steps' own time, as their requests feel it:
+where it is more, the engine stood still or only computed prompts for a part of the time."""
+FEW = 4.0
+"""Batch size below which an engine is idle between steps as a matter of course."""
+
+USUAL_START = 120.0
+"""Seconds that a pod takes to be ready, before a change has shown it."""
+COLD_CACHE = 60.0
+"""Seconds of service that an empty prefix cache costs a new pod."""
+
+LARGEST_CORRECTION = 0.1
+"""By which the model may move what a canary showed, as a log: beyond that the measurement would count for little."""
 
 
 def estimate(o: Observation, model_of: ModelFactory) -> Observation:
@@ -38,65 +112,148 @@ def estimate(o: Observation, model_of: ModelFactory) -> Observation:
     windows = {p.name: p.window.since(o.now - o.policy.metrics.window) for p in o.pods}
     knowledge = _learnt(o, windows)
     running = o.running(o.active)
-    measured = pods_together(windows[p.name] for p in running if p.answered)
-    load = _offered(measured, [windows[p.name] for p in running if p.answered])
-    limit = o.menu.server.max_num_seqs or DEFAULT_MAX_NUM_SEQS
-    model = model_of(knowledge, limit, o.now)
-    break_even = {option.profile: model.break_even(option) for option in o.menu.options}
-    options = [_with_threshold(o, o.menu, option, break_even, limit) for option in o.menu.options]
-    refused = {c.profile: r.message for c in options if isinstance(r := o.menu.render(c), Unmanageable)}
-    candidates = tuple(c for c in options if c.profile not in refused)
-    modelled = model.predict(o.active, load) if load and o.active else None
-    estimates = Estimates(
+    answered = [windows[p.name] for p in running if p.answered]
+    measured = pods_together(answered)
+    load = _offered(measured, answered)
+    loads = o.loads
+    if load is not None and o.rollout is None:
+        # While a change is made, canaries take a part of the load.
+        loads = loads.add(o.now, load.tokens_per_second * max(1, len(running)), o.policy.metrics.interval)
+    server = o.menu.server
+    model = model_of(
+        Evidence(
+            known=knowledge,
+            speculations={option.profile: option.speculation for option in o.menu.options},
+            max_num_seqs=server.max_num_seqs or DEFAULT_MAX_NUM_SEQS,
+            graph_limit=math.inf if server.enforce_eager else server.graph_limit or DEFAULT_GRAPH_LIMIT,
+            now=o.now,
+        )
+    )
+    here = _Here(replace(o, knowledge=knowledge), o.menu, model, load, loads, len(running))
+    seen = here.judged()
+    modelled = seen.modelled
+    estimates = replace(
+        seen,
         load=load,
         measured=measured,
-        acceptance=_acceptance(measured, [windows[p.name] for p in running]),
-        candidates=candidates,
-        unavailable=refused,
-        predictions={c.profile: model.predict(c, load) for c in candidates} if load else {},
-        modelled=modelled,
+        acceptance=_acceptance(measured, answered),
         running=modelled and _anchored(modelled, measured),
-        break_even=break_even,
+        restart=freshness(o, knowledge.get(o.active.profile), _cost(o, len(running)).restart) if o.active else None,
     )
-    return replace(o, knowledge=knowledge, estimates=estimates)
+    return replace(o, knowledge=knowledge, loads=loads, estimates=estimates)
+
+
+_JUDGED: WeakKeyDictionary[CostModel, dict[object, Estimates]] = WeakKeyDictionary()
+"""What was said of the options already, by the model that said it: looks at a steady load ask the same again."""
+
+SAME_LOAD = 1.02
+"""Factor within which two loads get the same answers."""
+
+
+# --- learning -----------------------------------------------------------------------------------------------------
 
 
 def _learnt(o: Observation, windows: Mapping[str, Window]) -> Mapping[str, Knowledge]:
-    """Adds what the ready pods show about the option that each of them runs."""
-    knowledge = dict(o.knowledge)
-    groups: dict[str, list[Pod]] = {}
+    """Adds what the ready pods show about the option that each of them runs; the same object where that is nothing."""
+    groups: list[tuple[Option, list[Pod]]] = []
     for pod in o.pods:
         if pod.ready and pod.answered and pod.option is not None:
-            groups.setdefault(pod.option.profile, []).append(pod)
-    for profile, pods in groups.items():
-        measured = _at_full_k(pods, windows)
-        acceptance = _acceptance(measured, [windows[p.name] for p in pods])
-        latest = [m for p in pods if (m := windows[p.name].latest(ENOUGH_REQUEST_STEPS)) is not None]
-        knowledge[profile] = learn(knowledge.get(profile), measured, acceptance, latest, o.now)
+            alike = next((pods for option, pods in groups if option == pod.option), None)
+            if alike is None:
+                groups.append((pod.option, [pod]))
+            else:
+                alike.append(pod)
+    learnt: dict[str, Knowledge] = {}
+    for option, pods in groups:
+        known = learnt.get(option.profile) or o.knowledge.get(option.profile) or Knowledge()
+        if 0 < o.now - known.learnt_at < LEARNING * o.policy.metrics.window:
+            continue
+        ours = [windows[p.name] for p in pods]
+        k, measured = _drafting(option, ours)
+        steps = [s for w in ours if (s := _step(option, w.since(known.learnt_at), o.now)) is not None]
+        if (measured is None or not measured.request_steps) and not steps:
+            continue
+        acceptance = _acceptance(measured, ours)
+        now_known = learn(known, measured, acceptance, k, steps, o.now)
+        learnt[option.profile] = aged(now_known, _by_age(o, option, pods, windows, known.learnt_at), o.now)
+    return _beside({**o.knowledge, **learnt}, learnt, o.policy.metrics.window) if learnt else o.knowledge
+
+
+def _beside(knowledge: dict[str, Knowledge], learnt: Mapping[str, Knowledge], window: float) -> Mapping[str, Knowledge]:
+    """Notes for what was just learnt which other profile ran in the same minutes."""
+    for name, known in learnt.items():
+        drafts = known.drafts
+        others = [(n, k.drafts) for n, k in knowledge.items() if n != name and k.drafts is not None]
+        if drafts is None or known.measured_at != drafts.measured_at:
+            continue
+        near = [(n, d.extra) for n, d in others if abs(d.measured_at - drafts.measured_at) <= window]
+        knowledge[name] = replace(known, drafts=replace(drafts, beside=near[0] if near else None))
     return knowledge
 
 
-CLEAR_OF_THRESHOLD = 1.25
-"""Factor by which a part's mean batch size must be below a threshold for all of its steps to have drafted."""
-
-
-def _at_full_k(pods: list[Pod], windows: Mapping[str, Window]) -> Measurement | None:
-    """What the pods did while they drafted: steps that a schedule held at K = 0 say nothing about the drafts.
-
-    Of use for ratios only: the parts need not follow each other.
-    """
-    changes = []
+def _by_age(
+    o: Observation, option: Option, pods: list[Pod], windows: Mapping[str, Window], since: float
+) -> Iterator[tuple[float, Measurement]]:
+    """For how long each pod has served, and what it did at the profile's full K since then."""
+    if option.speculation is None:
+        return
     for pod in pods:
-        speculation = pod.option.speculation if pod.option else None
-        k = speculation.num_speculative_tokens if speculation else None
-        for reading in windows[pod.name].readings[1:]:
-            batch = reading.part.requests_per_step if reading.part else None
-            shadow = (
-                speculation is not None and k is not None and speculation.k_at((batch or 0) * CLEAR_OF_THRESHOLD) < k
-            )
-            if isinstance(reading.change, Change) and not shadow:
-                changes.append(reading.change)
-    return measurement(changes) if changes else None
+        seconds = served(pod, o.now, o.policy.rollout.progress_deadline)
+        k, measured = _drafting(option, [windows[pod.name].since(since)])
+        if seconds is not None and measured is not None and k == option.speculation.num_speculative_tokens:
+            yield seconds, measured
+
+
+def _drafting(option: Option, windows: list[Window]) -> tuple[int | None, Measurement | None]:
+    """K, and what the pods did while it was in force. Under a schedule: the highest K that there is enough of; steps
+    that it held at K = 0 say nothing about the drafts."""
+    speculation = option.speculation
+    if speculation is None or not (speculation.schedule or speculation.disable_by_batch_size):
+        return speculation.num_speculative_tokens if speculation else None, pods_together(windows)
+    by_k: dict[int, list[Change]] = {}
+    for reading in (r for w in windows for r in w.readings[1:]):
+        k = _clear_k(option, reading.part.requests_per_step) if reading.part else None
+        if k and isinstance(reading.change, Change):
+            by_k.setdefault(k, []).append(reading.change)
+    for k, changes in sorted(by_k.items(), reverse=True):
+        together = measurement(changes)
+        if (together.draft_tokens or 0.0) >= ENOUGH_DRAFTED:
+            return k, together
+    return None, None
+
+
+def _clear_k(option: Option, batch: float | None) -> int | None:
+    """K at a mean batch size; None where some of the steps may have had another."""
+    speculation = option.speculation
+    if speculation is None or batch is None:
+        return 0 if speculation is None else None
+    if not (speculation.schedule or speculation.disable_by_batch_size):
+        return speculation.num_speculative_tokens or 1
+    low, high = (speculation.k_at(max(1.0, batch * f)) for f in (1 / CLEAR_OF_EDGE, CLEAR_OF_EDGE))
+    return low if low == high else None
+
+
+def _step(option: Option, window: Window, now: float) -> StepTime | None:
+    """The mean step of a pod over the readings of a window."""
+    if not isinstance(window.change, Change):
+        return None
+    m = measurement([window.change])
+    k = _clear_k(option, m.requests_per_step)
+    b, seconds = m.requests_per_step, m.step_seconds
+    if k is None or not b or not seconds or (m.request_steps or 0.0) < ENOUGH_REQUEST_STEPS or not m.steps:
+        return None
+    if b > FEW and not 1 / STEADY < m.seconds / m.steps / seconds * window.change.engines < STEADY:
+        return None
+    drafted = (m.draft_tokens or 0.0) / (m.request_steps or 1.0)
+    prompt = (m.prompt_tokens_per_second or 0.0) * m.seconds / m.steps
+    return StepTime(b, b * (1 + drafted), seconds, prompt, m.prompt_length or 0.0, _context(m), k, now)
+
+
+def _context(m: Measurement) -> float:
+    """Tokens of context of a running request: from the KV cache, else from the requests that finished."""
+    if m.kv_usage and m.kv_cache_tokens and m.batch_size and m.batch_size >= 1:
+        return m.kv_usage * m.kv_cache_tokens / m.batch_size
+    return (m.prompt_length or 0.0) + (m.output_length or 0.0) / 2
 
 
 def _acceptance(measured: Measurement | None, windows: list[Window]) -> tuple[float, float, float, float] | None:
@@ -108,6 +265,9 @@ def _acceptance(measured: Measurement | None, windows: list[Window]) -> tuple[fl
     return (rate, spread.p10, spread.p50, spread.p90) if spread else (rate, rate, rate, rate)
 
 
+# --- the load -----------------------------------------------------------------------------------------------------
+
+
 def _offered(measured: Measurement | None, windows: list[Window]) -> OfferedLoad | None:
     """Output tokens per second and pod that users ask for: those served, and those of a queue that grows."""
     served = measured.generation_tokens_per_second if measured else None
@@ -116,7 +276,30 @@ def _offered(measured: Measurement | None, windows: list[Window]) -> OfferedLoad
     if not served or not windows or measured is None:
         return None
     growth = math.fsum(max(0.0, _queue_growth(w)) for w in windows) * (measured.output_length or 0.0)
-    return OfferedLoad((served + growth) / len(windows), (measured.prompt_tokens_per_second or 0.0) / len(windows))
+    return OfferedLoad(
+        (served + growth) / len(windows),
+        (measured.prompt_tokens_per_second or 0.0) / len(windows),
+        _context(measured),
+        measured.prompt_length or 0.0,
+        _variation(windows),
+    )
+
+
+def _variation(windows: list[Window]) -> float:
+    """Standard deviation of the logarithm of the pods' loads over the readings, less what single arrivals add."""
+    parts = [r.change for w in windows for r in w.readings[1:] if isinstance(r.change, Change)]
+    rates = np.array([(p.figures.generation_tokens or 0.0) / p.seconds for p in parts])
+    if len(rates) < ENOUGH_READINGS or not rates.mean():
+        return 0.0
+    arrivals = sum(sum(p.figures.requests.values()) for p in parts) / len(parts)
+    spread = float(rates.var() / rates.mean() ** 2 - 2.0 / max(arrivals, 1.0))
+    variation = math.sqrt(math.log1p(max(spread, 0.0)))
+    return min(variation, LARGEST_VARIATION) if variation > SMALLEST_VARIATION else 0.0
+
+
+ENOUGH_READINGS = 8
+SMALLEST_VARIATION, LARGEST_VARIATION = 0.2, 0.8
+"""What is less is steady; what is more, no window can tell."""
 
 
 def _queue_growth(window: Window) -> float:
@@ -126,6 +309,9 @@ def _queue_growth(window: Window) -> float:
     return (waiting[1] - waiting[0]) / (last.t - first.t)
 
 
+# --- the options --------------------------------------------------------------------------------------------------
+
+
 def _anchored(prediction: Prediction, measured: Measurement | None) -> Prediction:
     """What runs now: its TPOT is measured, where the version measures it."""
     if measured is None or measured.tpot_seconds is None:
@@ -133,28 +319,157 @@ def _anchored(prediction: Prediction, measured: Measurement | None) -> Predictio
     return replace(prediction, tpot=Estimate.log_normal(measured.tpot_seconds, MEASUREMENT_SD))
 
 
-def _with_threshold(
-    o: Observation, menu: Menu, option: Option, break_even: Mapping[str, float | None], limit: int
-) -> Option:
-    """The option with the batch size from which it stops drafting, where the policy and the version allow one."""
-    speculation, point = option.speculation, break_even.get(option.profile)
-    if o.policy.batch_size_tuning.mode is not BatchSizeTuningMode.AUTO or speculation is None or point is None:
-        return option
-    threshold = max(2, round(point))
-    if threshold > limit:
-        return option
-    if o.active is not None and o.active.profile == option.profile and o.active.speculation is not None:
-        live = o.active.speculation
-        now = live.disable_by_batch_size or next((r.start for r in live.schedule if r.k == 0), None)
-        if now is not None and max(now / threshold, threshold / now) < SAME_THRESHOLD:
-            return o.active
-    able, method = capabilities(menu.version), speculation.vllm_method
-    if method is None:
-        return option
-    if able.schedule_method(method) and menu.server.data_parallel_size == 1:
-        k = speculation.num_speculative_tokens or 1
-        ranges = (BatchRange(1, threshold - 1, k), BatchRange(threshold, limit, 0))
-        return Option(option.profile, replace(speculation, schedule=ranges))
-    if able.disable_by_batch_size(method):
-        return Option(option.profile, replace(speculation, disable_by_batch_size=threshold))
-    return option
+@dataclass(frozen=True)
+class _Here:
+    """What options are judged by."""
+
+    o: Observation
+    menu: Menu
+    model: CostModel
+    load: OfferedLoad | None
+    loads: LoadHistory
+    pods: int
+
+    def judged(self) -> Estimates:
+        """What the model says of the options: the part of the estimates that no measurement of this look is in."""
+        answers = _JUDGED.setdefault(self.model, {})
+        key = self._question()
+        if key not in answers:
+            answers[key] = self._judge()
+        return answers[key]
+
+    def _question(self) -> object:
+        """What the answers depend on."""
+        o, load = self.o, self.load
+
+        def about(value: float) -> int:
+            return round(math.log(max(value, 1e-3)) / math.log(SAME_LOAD))
+
+        asked = load and tuple(
+            about(v) for v in (load.tokens_per_second, load.prompt_tokens_per_second, load.context, load.prompt_length)
+        )
+        varies = load and round(load.variation / 0.1)
+        s = o.active.speculation if o.active else None
+        active = o.active and (o.active.profile, s and (s.schedule, s.disable_by_batch_size, s.num_speculative_tokens))
+        changes = o.history[0].id if o.history else None
+        phase = o.rollout and (o.rollout.id, o.rollout.phase)
+        past = (self.loads.first, len(self.loads.tokens_per_second))
+        return asked, varies, active, self.pods, changes, phase, past, o.generation
+
+    def _judge(self) -> Estimates:
+        o, model, load = self.o, self.model, self.load
+        options = [self.best_form(option) for option in self.menu.options]
+        refused = {c.profile: r.message for c in options if isinstance(r := self.menu.render(c), Unmanageable)}
+        candidates = tuple(c for c in options if c.profile not in refused)
+        predictions = {c.profile: model.predict(c, load) for c in candidates} if load else {}
+        modelled = None
+        if load and o.active:
+            modelled = predictions.get(o.active.profile) if o.active in candidates else model.predict(o.active, load)
+        return Estimates(
+            candidates=candidates,
+            unavailable=refused,
+            predictions=predictions,
+            modelled=modelled,
+            outlooks={c.profile: out for c in candidates if (out := self.outlook(c)) is not None},
+            cost=_cost(o, max(1, self.pods)) if load else None,
+            bands={option.profile: model.band(option, load) for option in self.menu.options if option.speculation},
+            load_corrections={c.profile: self.load_correction(c) for c in _corrected(o, self.menu, candidates)},
+        )
+
+    def best_form(self, option: Option) -> Option:
+        """The option at its fixed K, or with the schedule that the policy and the version allow, where that is better
+        over the loads that come."""
+        speculation, load = option.speculation, self.load
+        if self.o.policy.batch_size_tuning.mode is not BatchSizeTuningMode.AUTO or speculation is None or load is None:
+            return option
+        able, method = capabilities(self.menu.version), speculation.vllm_method
+        if method is None:
+            return option
+        schedules = able.schedule_method(method) and self.menu.server.data_parallel_size == 1
+        if not schedules and not able.disable_by_batch_size(method):
+            return option
+        tuned = self.model.tuned(option, load, one_threshold=not schedules)
+        best = option
+        known = self.o.knowledge.get(option.profile)
+        worth = SCHEDULE_WORTH if known is not None and self._was_seen(option, known) else GUESSED_WORTH
+        if tuned is not None and self._mean(tuned) < self._mean(option) - worth:
+            best = tuned
+        active = self.o.active
+        if active is None or active.profile != option.profile or active == best:
+            return best
+        # Another schedule of what runs is worth a change only for a gain of its own.
+        return best if self._mean(best) < self._mean(active) - self.o.policy.objective.minimum_gain / 2 else active
+
+    def _was_seen(self, option: Option, known: Knowledge) -> bool:
+        """Whether the option's own K ran at batch sizes like those that it would settle at."""
+        if self.load is None:
+            return False
+        settles = self.model.predict(option, self.load).batch_size
+        k = option.speculation.num_speculative_tokens if option.speculation else 0
+        return any(t.k == k and 1 / NEAR < t.batch_size / max(settles, 1.0) < NEAR for t in known.step_times)
+
+    def _mean(self, option: Option) -> float:
+        """Mean of log TPOT over today's load and those of the past, each token alike."""
+        if self.load is None:
+            return 0.0
+        now = self.load.tokens_per_second
+        past = [v / max(1, self.pods) for v in self.loads.tokens_per_second if v > 0]
+        asked = np.array([now, *past])
+        weights = np.array([len(past) * now or 1.0, *past])
+        return float(weights @ self.model.log_tpot(option, self.load, asked) / weights.sum())
+
+    def outlook(self, option: Option) -> Outlook | None:
+        """What a change to the option would bring; None while there is nothing to compare."""
+        active, load = self.o.active, self.load
+        if active is None or load is None or option == active:
+            return None
+        pods = max(1, self.pods)
+
+        def gain_of(loads: Array) -> Array:
+            return self.model.log_tpot(active, load, loads / pods) - self.model.log_tpot(option, load, loads / pods)
+
+        return outlook(self.loads, self.o.now, load.tokens_per_second * pods, gain_of, _cost(self.o, pods))
+
+    def load_correction(self, option: Option) -> float:
+        """Gain at the whole load, less the gain at what is left of it while there is one pod more: the canary is
+        measured there. Logs."""
+        active, load = self.o.active, self.load
+        if active is None or load is None or option == active:
+            return 0.0
+        pods = max(1, self.pods)
+        # Once a canary is there, the load of now is what is left.
+        whole_load = 1.0 if self.o.rollout is None else (pods + 1) / pods
+        asked = load.tokens_per_second * whole_load * np.array([1.0, pods / (pods + 1)])
+        whole, shared = self.model.log_tpot(active, load, asked) - self.model.log_tpot(option, load, asked)
+        # The model's word alone never promotes drafts: it may only take away from what was measured of them.
+        most = LARGEST_CORRECTION if option.speculation is None else 0.0
+        return float(min(max(whole - shared, -LARGEST_CORRECTION), most))
+
+
+def _corrected(o: Observation, menu: Menu, candidates: tuple[Option, ...]) -> tuple[Option, ...]:
+    """What a load correction is wanted for: what may be tried; while a canary is measured, what it runs, in the light
+    of what it showed."""
+    if o.rollout is None:
+        return candidates
+    target = option_of(o.rollout.target, menu) if o.rollout.phase is RolloutPhase.ANALYSING else None
+    return () if target is None else (target,)
+
+
+def _cost(o: Observation, pods: int) -> Cost:
+    """What a change costs this workload: as the last one that was promoted showed, else the usual."""
+    rules = o.policy.rollout
+    analysis = rules.analysis.warmup + rules.analysis.duration
+    last = next((h for h in o.history if h.outcome is Outcome.SUCCESSFUL), None)
+    start = USUAL_START
+    if last is not None:
+        took = seconds_of(last.finished_at) - seconds_of(last.started_at)
+        start = max(0.0, took - analysis) / max(1, pods)
+    delay = analysis + start * pods
+    return Cost(delay, start + COLD_CACHE, delay + rules.cooldown)
+
+
+def bounds(band: Band | None, limit: int | None) -> tuple[int, int | None]:
+    """Batch sizes from which and up to which it pays; the end is None where there is none."""
+    if band is None:
+        return 1, 0
+    return band.start, None if band.end >= (limit or DEFAULT_MAX_NUM_SEQS) else band.end

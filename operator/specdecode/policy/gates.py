@@ -6,7 +6,8 @@ look for its reason here. `BRAKES` come last: they do not change what is right, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import takewhile
 
@@ -14,10 +15,14 @@ from specdecode.api.quantities import format_duration, format_percent
 from specdecode.api.v1alpha1 import DISABLED, HistoryEntry, Mode, Outcome
 from specdecode.model.cost import Option, Prediction
 from specdecode.model.estimate import Estimate
+from specdecode.model.tokens import MEMORY, moved
+from specdecode.policy.ageing import restart_restores, restarts_are_rationed
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.guards import acceptance_below_floor, breaks_tpot_limit, fills_kv_cache, kv_squeezed, ttft_bound
 from specdecode.policy.observation import Observation
 from specdecode.policy.options import configuration, describe
+from specdecode.policy.outlook import worth_of_trying
 
 Gate = Callable[[Observation], Decision | None]
 Brake = Callable[[Observation, Decision], tuple[Reason, str] | None]
@@ -139,97 +144,185 @@ def too_few_samples(o: Observation) -> Decision | None:
 MINIMUM_REQUEST_STEPS = 200
 
 
-# --- guards -------------------------------------------------------------------------------------------------------
-
-
-def acceptance_below_floor(o: Observation) -> Decision | None:
-    """Low acceptance is net negative: off, unless both sides of the cost were measured here and say otherwise."""
-    floor, acceptance = o.policy.guards.acceptance.disable_below, o.estimates.acceptance
-    off = _candidate(o, DISABLED)
-    if o.active is None or o.active.speculation is None or acceptance is None or off is None or acceptance[0] >= floor:
+def model_misfits(o: Observation) -> Decision | None:
+    """The model does not explain what is measured: what it says of other options is worth nothing then."""
+    m, modelled = o.estimates.measured, o.estimates.modelled
+    if m is None or modelled is None or m.tpot_seconds is None:
         return None
-    gain, known = _gain(o, off), o.knowledge.get(DISABLED)
-    if gain is not None and gain.high < 0 and known is not None and known.step_times:
+    if 1 / MISFIT < modelled.tpot.value / m.tpot_seconds < MISFIT:
         return None
     return Decision(
-        Reason.ACCEPTANCE_BELOW_FLOOR,
-        f"{describe(o.active)} gets {acceptance[0]:.2f} of its drafted tokens accepted, below the floor of {floor:g}",
-        off,
-        change=True,
-        gain=gain,
-        required_gain=0.0,
-        urgent=True,
+        Reason.MODEL_MISFIT,
+        f"a token takes {m.tpot_seconds * 1e3:.1f} ms, and by the model {modelled.tpot.value * 1e3:.1f} ms: until it"
+        " explains what is measured, nothing is changed for its sake",
+        o.active,
     )
+
+
+MISFIT = 2.0
+"""Factor between modelled and measured TPOT from which the model is not believed."""
 
 
 # --- what pays ----------------------------------------------------------------------------------------------------
 
 
-def batch_above_break_even(o: Observation) -> Decision | None:
-    """Above its break-even batch size speculation costs more than it brings."""
-    off = _candidate(o, DISABLED)
-    measured, active = o.estimates.measured, o.active
-    if off is None or active is None or active.speculation is None or measured is None:
-        return None
-    limit, batch = o.estimates.break_even.get(active.profile), measured.requests_per_step
-    gain = _gain(o, off)
-    if limit is None or batch is None or batch < limit or gain is None or gain.value < o.policy.objective.minimum_gain:
-        return None
-    return Decision(
-        Reason.BATCH_ABOVE_BREAK_EVEN,
-        f"{batch:.0f} requests per step are above the break-even of {limit:.0f} for {active.profile}:"
-        f" {DISABLED} is expected to be {_percent(gain)} faster",
-        off,
-        change=True,
-        gain=gain,
-        required_gain=o.policy.objective.minimum_gain,
-    )
+def a_change_pays(o: Observation) -> Decision | None:
+    """Another option makes tokens faster at the load that users offer, for long enough to be worth the change."""
+    best: tuple[float, Option, Estimate] | None = None
+    for option in o.estimates.candidates:
+        gain, outlook = o.estimates.gain(option), o.estimates.outlooks.get(option.profile)
+        if gain is None or outlook is None or not _admissible(o, option):
+            continue
+        if gain.value < o.policy.objective.minimum_gain or outlook.benefit <= 0:
+            continue
+        if best is None or outlook.benefit > best[0]:
+            best = outlook.benefit, option, gain
+    return None if best is None else _change_to(o, best[1], best[2])
 
 
-def cheapest_profile(o: Observation) -> Decision | None:
-    """Another profile makes tokens faster at the load that users offer."""
-    wanted = [(g, c) for c in o.estimates.candidates if _admissible(o, c) and (g := _gain(o, c)) is not None]
-    better = [(g, c) for g, c in wanted if g.value >= o.policy.objective.minimum_gain]
-    if not better:
-        return None
-    gain, best = max(better, key=lambda pair: pair[0].value)
-    prediction = o.estimates.predictions[best.profile]
+def _change_to(o: Observation, option: Option, gain: Estimate) -> Decision:
+    prediction, outlook = o.estimates.predictions[option.profile], o.estimates.outlooks[option.profile]
     sure = gain.low > 0
     text = (
-        f"{describe(best)} is expected to need {prediction.tpot.value * 1e3:.1f} ms per token, {_percent(gain)} faster"
+        f"{describe(option)} is expected to need {prediction.tpot.value * 1e3:.1f} ms per token,"
+        f" {_percent(gain)} faster"
     )
-    same_profile = o.active is not None and best.profile == o.active.profile
-    reason = Reason.BETTER_THRESHOLD if same_profile else Reason.CHEAPER_PROFILE if sure else Reason.WORTH_A_CANARY
+    if outlook.payback is not None:
+        lasts, paid = (format_duration(round(t / 60) * 60) for t in (outlook.duration, outlook.payback))
+        text += f", paid back after {paid}; loads like this are expected to last {lasts} more"
+    reason = Reason.CHEAPER_PROFILE if sure else Reason.WORTH_A_CANARY
+    if o.active is not None and option.profile == o.active.profile:
+        reason = Reason.BETTER_THRESHOLD
+    elif option.speculation is None and _above_band(o):
+        reason = Reason.BATCH_ABOVE_BREAK_EVEN
     return Decision(
         reason,
         text if sure else f"{text}; that is not sure, a canary will tell",
-        best,
+        option,
         change=True,
         gain=gain,
         required_gain=o.policy.objective.minimum_gain,
-        protect_tail=_needs_review(o, best),
+        protect_tail=_needs_review(o, option),
     )
+
+
+def _above_band(o: Observation) -> bool:
+    """Whether what runs is above the batch sizes at which it pays."""
+    batch = o.estimates.measured.requests_per_step if o.estimates.measured else None
+    if o.active is None or batch is None or o.active.profile not in o.estimates.bands:
+        return False
+    band = o.estimates.bands[o.active.profile]
+    return band is None or batch > band.end
+
+
+def _cannot_spare(o: Observation) -> bool:
+    """Whether a probe may cost a pod that the others would miss."""
+    running, pods = o.estimates.running, max(1, len(o.running(o.active)))
+    if not o.policy.rollout.allow_unavailable or running is None:
+        return False
+    return running.headroom * (pods - 1) / pods < AMPLE
+
+
+AMPLE = 1.5
+"""Headroom that the other pods must have before one is given up only to find something out."""
+
+
+def no_baseline(o: Observation) -> Decision | None:
+    """Nobody has seen this workload without speculation: what it gains is not known before one pod runs without."""
+    off = next((c for c in o.estimates.candidates if c.profile == DISABLED), None)
+    known = o.knowledge.get(DISABLED)
+    if off is None or o.active is None or o.active.speculation is None or (known is not None and known.step_times):
+        return None
+    if not _admissible(o, off) or o.now - _last_failed(o, DISABLED) < DAY or _cannot_spare(o):
+        return None
+    return Decision(
+        Reason.NO_BASELINE,
+        f"the workload was never seen without speculation, so nobody knows what {describe(o.active)} gains: a canary"
+        " will tell",
+        off,
+        change=True,
+        gain=o.estimates.gain(off),
+        required_gain=o.policy.objective.minimum_gain,
+    )
+
+
+def worth_a_probe(o: Observation) -> Decision | None:
+    """A win is plausible, though not likely, and what it would bring outweighs one pod's time: a canary tells."""
+    if o.active is None or o.estimates.running is None or o.estimates.running.saturated or _cannot_spare(o):
+        return None
+    best: tuple[float, Option, Estimate] | None = None
+    for option in o.estimates.candidates:
+        gain, cost = o.estimates.gain(option), o.estimates.cost
+        if gain is None or cost is None or not _admissible(o, option):
+            continue
+        rest = PROBE_EVERY * backoff(o, option.profile)
+        if o.now - _last_failed(o, option.profile) < PROBE_EVERY / 2:
+            continue
+        if option.profile == o.active.profile or o.now - _last_tried(o, option.profile) < rest:
+            continue
+        least = o.policy.objective.minimum_gain
+        if not gain.low < least < gain.high:
+            continue
+        outlook = o.estimates.outlooks.get(option.profile)
+        lasts = min(MEMORY, outlook.duration) if outlook else MEMORY
+        value = worth_of_trying(gain, least, lasts, cost, max(1, len(o.running(o.active))))
+        if value > 0 and (best is None or value > best[0]):
+            best = value, option, gain
+    if best is None:
+        return None
+    _, option, gain = best
+    return Decision(
+        Reason.WORTH_A_PROBE,
+        f"{describe(option)} is expected to be {_percent(gain)} faster: a win is not likely, but would outweigh one"
+        " pod's time many times over; a canary will tell",
+        option,
+        change=True,
+        gain=gain,
+        required_gain=o.policy.objective.minimum_gain,
+        protect_tail=_needs_review(o, option),
+    )
+
+
+TRAFFIC_TURNED = 0.3
+"""Change of log(E - 1) of the profile that runs from which an earlier failure of another one proves nothing."""
+LOAD_TURNED = 1.5
+"""Factor in load of which the same holds."""
+PROBE_EVERY = 4 * 3600.0
+"""Seconds between two tries of one profile, doubled after each that failed: what is known of it has faded by then."""
 
 
 def keep_what_runs(o: Observation) -> Decision | None:
     """Nothing is enough better."""
-    others = [(g, c) for c in o.estimates.candidates if _is_other(o, c) and (g := _gain(o, c)) is not None]
+    others = [(g, c) for c in o.estimates.candidates if _is_other(o, c) and (g := o.estimates.gain(c)) is not None]
     active = describe(o.active) if o.active else "what runs"
     if not others:
         refused = [f"{profile} cannot run: {why}" for profile, why in o.estimates.unavailable.items()]
         return Decision(Reason.BEST_ALREADY, "; ".join([f"{active} stays: there is nothing else", *refused]), o.active)
     gain, best = max(others, key=lambda pair: pair[0].value)
-    if gain.value <= 0:
-        return Decision(Reason.BEST_ALREADY, f"{active} is expected to be the fastest", o.active)
+    if gain.value < o.policy.objective.minimum_gain / 2:
+        nearly = "" if gain.value <= 0 else ", or nearly so"
+        return Decision(Reason.BEST_ALREADY, f"{active} is expected to be the fastest{nearly}", o.active)
+    outlook = o.estimates.outlooks.get(best.profile)
     if barred := _barred(o, best):
-        why = f", but {barred}"
-    elif gain.value >= o.policy.objective.minimum_gain:
-        why = ", but could not carry the load"
-    else:
-        why = f"; {format_percent(o.policy.objective.minimum_gain)} is the least that is worth a change"
+        return _too_small(o, best, gain, f", but {barred}")
+    if gain.value < o.policy.objective.minimum_gain:
+        least = format_percent(o.policy.objective.minimum_gain)
+        return _too_small(o, best, gain, f"; {least} is the least that is worth a change")
+    if not _admissible(o, best) or outlook is None or outlook.payback is None:
+        return _too_small(o, best, gain, ", but could not carry the load")
+    lasts, paid = (format_duration(round(t / 60) * 60) for t in (outlook.duration, outlook.payback))
     return Decision(
-        Reason.GAIN_TOO_SMALL, f"{describe(best)} might be {_percent(gain)} faster{why}", o.active, gain=gain
+        Reason.LOAD_TOO_SHORT,
+        f"{describe(best)} would be {_percent(gain)} faster now and paid back after {paid}, but loads like this are"
+        f" expected to last {lasts} more only, and it would lose after that",
+        o.active,
+        gain=gain,
     )
+
+
+def _too_small(o: Observation, option: Option, gain: Estimate, why: str) -> Decision:
+    text = f"{describe(option)} might be {_percent(gain)} faster{why}"
+    return Decision(Reason.GAIN_TOO_SMALL, text, o.active, gain=gain)
 
 
 CHAIN: tuple[Gate, ...] = (
@@ -245,9 +338,14 @@ CHAIN: tuple[Gate, ...] = (
     too_few_samples,
     # guards
     acceptance_below_floor,
+    kv_squeezed,
+    ttft_bound,
+    model_misfits,
     # what pays
-    batch_above_break_even,
-    cheapest_profile,
+    a_change_pays,
+    restart_restores,
+    no_baseline,
+    worth_a_probe,
     keep_what_runs,
 )
 
@@ -256,10 +354,14 @@ CHAIN: tuple[Gate, ...] = (
 
 
 def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
-    """Rest after a change, longer after changes that had to be taken back. A guard waits for those only."""
-    if not o.history or (d.urgent and o.history[0].outcome is Outcome.SUCCESSFUL):
+    """Rest after a change, longer for a profile whose last changes had to be taken back. A guard waits for those
+    only."""
+    if not o.history or d.target is None or (d.urgent and o.history[0].outcome is Outcome.SUCCESSFUL):
         return None
-    until = seconds_of(o.history[0].finished_at) + o.policy.rollout.cooldown * backoff(o)
+    profile, cooldown = d.target.profile, o.policy.rollout.cooldown
+    until = max(
+        seconds_of(o.history[0].finished_at) + cooldown, _last_tried(o, profile) + cooldown * backoff(o, profile)
+    )
     if o.now >= until:
         return None
     return Reason.COOLING_DOWN, f"resting after the last change for {format_duration(round(until - o.now))} more"
@@ -285,7 +387,7 @@ def strategy_forbids(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     )
 
 
-BRAKES: tuple[Brake, ...] = (strategy_forbids, cooling_down, changes_exhausted)
+BRAKES: tuple[Brake, ...] = (strategy_forbids, cooling_down, restarts_are_rationed, changes_exhausted)
 
 
 def may_act(o: Observation, d: Decision) -> bool:
@@ -301,13 +403,29 @@ def failures(history: Iterable[HistoryEntry]) -> int:
     return sum(1 for _ in takewhile(lambda entry: entry.outcome is not Outcome.SUCCESSFUL, history))
 
 
-def backoff(o: Observation) -> int:
-    """Factor on the cool-down: doubles with each of the last changes that did not succeed."""
-    return int(min(2 ** failures(o.history), MAX_BACKOFF))
+def backoff(o: Observation, profile: str) -> int:
+    """Factor on the cool-down: doubles with each of the last changes to a profile that did not succeed, as far as they
+    tell something about today."""
+    return int(min(2 ** failures(_tries(o, profile)), MAX_BACKOFF))
 
 
-def _candidate(o: Observation, profile: str) -> Option | None:
-    return next((c for c in o.estimates.candidates if c.profile == profile), None)
+def _tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
+    """The last changes to a profile, newest first, but for restarts, and those that were measured in another traffic or
+    at another load: what lost then may win today."""
+    turned = moved(o.knowledge, profile) > TRAFFIC_TURNED
+    now = o.loads.at(o.now)
+    for entry in o.history:
+        if entry.target.profile != profile or entry.reason == Reason.RESTART_RESTORES:
+            continue
+        then = o.loads.at(seconds_of(entry.started_at))
+        elsewhere = now and then and not 1 / LOAD_TURNED < now / then < LOAD_TURNED
+        if (turned or elsewhere) and entry.outcome_reason in MEASURED:
+            continue
+        yield entry
+
+
+MEASURED = frozenset({"Slower", "TailWorse", "GainTooSmall", "NotSure", "UnequalLoad", "TooFewRequests"})
+"""Endings (`rollout.ending`) of changes that failed for what was measured, not because the profile does not run."""
 
 
 def _is_other(o: Observation, option: Option) -> bool:
@@ -327,14 +445,17 @@ def _relieves(option: Prediction, active: Prediction | None) -> bool:
 
 
 def _barred(o: Observation, option: Option) -> str | None:
-    """Why a candidate may not be tried now: its acceptance was just seen to be low, and it is not sure to pay."""
-    known, gain = o.knowledge.get(option.profile), _gain(o, option)
+    """Why a candidate may not be tried now: it would break a promise, or its acceptance was just seen to be low and it
+    is not sure to pay."""
+    if broken := breaks_tpot_limit(o, option) or fills_kv_cache(o, option):
+        return broken
+    known, gain = o.knowledge.get(option.profile), o.estimates.gain(option)
     rate = known.acceptance_rate if known and option.speculation is not None else None
     floor = o.policy.guards.acceptance.disable_below
     if known is None or known.measured_at is None or rate is None or rate >= floor:
         return None
     age = o.now - known.measured_at
-    if age >= 2 * o.policy.rollout.cooldown * backoff(o) or (gain is not None and gain.low > 0):
+    if age >= 2 * o.policy.rollout.cooldown * backoff(o, option.profile) or (gain is not None and gain.low > 0):
         return None
     return f"its acceptance was {rate:.2f} {format_duration(round(age))} ago, below {floor:g}"
 
@@ -346,16 +467,15 @@ def _needs_review(o: Observation, option: Option) -> bool:
     return option.speculation is not None and (rate is None or rate < o.policy.guards.acceptance.review_below)
 
 
-def _gain(o: Observation, option: Option) -> Estimate | None:
-    """How much faster tokens come with an option than with what runs, at the load of now."""
-    other, here = o.estimates.predictions.get(option.profile), o.estimates.running
-    if o.active is not None and option.profile == o.active.profile:
-        # The same drafts at another schedule: where model and measurement differ is not what a change would gain.
-        here = o.estimates.modelled
-    if other is None or here is None:
-        return None
-    now = here.tpot.value
-    return Estimate(now / other.tpot.value - 1, now / other.tpot.high - 1, now / other.tpot.low - 1)
+def _last_failed(o: Observation, profile: str) -> float:
+    """Unix seconds of the end of the last change to a profile that did not succeed, whatever the load was then."""
+    failed = (h for h in o.history if h.target.profile == profile and h.outcome is not Outcome.SUCCESSFUL)
+    return max((seconds_of(h.finished_at) for h in failed), default=-math.inf)
+
+
+def _last_tried(o: Observation, profile: str) -> float:
+    """Unix seconds of the end of the last of `_tries`; minus infinity where there is none."""
+    return next((seconds_of(h.finished_at) for h in _tries(o, profile)), -math.inf)
 
 
 def _percent(gain: Estimate) -> str:

@@ -8,11 +8,14 @@ from enum import StrEnum
 from typing import Any
 
 from specdecode.api.v1alpha1 import HistoryEntry, RolloutStatus, SpecDecodePolicySpec
-from specdecode.model.cost import OfferedLoad, Option, Prediction
+from specdecode.model.cost import Band, OfferedLoad, Option, Prediction
+from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Knowledge
+from specdecode.model.loads import LoadHistory
 from specdecode.model.measure import Measurement
 from specdecode.model.window import Window
 from specdecode.policy.options import Container, Menu
+from specdecode.policy.outlook import Cost, Outlook
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Pod:
     unschedulable_since: float | None = None
     """Unix seconds since the scheduler has found no node for it."""
     ready_since: float | None = None
+    """Unix seconds."""
     window: Window = field(default_factory=lambda: Window(0.0))
     """Its metrics samples."""
     answered: bool = False
@@ -82,6 +86,20 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Freshness:
+    """What fresh pods of an option are better at than those that have served for long."""
+
+    gain: Estimate
+    """How much faster tokens come."""
+    accepted_length: tuple[float, float]
+    """Of fresh pods and of old ones."""
+    lasts: float
+    """Seconds until half of it is gone again."""
+    benefit: float
+    """Seconds of work that a restart saves before its effect is gone, costs subtracted: pays when positive."""
+
+
+@dataclass(frozen=True)
 class Estimates:
     """What the model makes of the measurements."""
 
@@ -101,8 +119,27 @@ class Estimates:
     """Of the active option, as it runs; its TPOT is the measured one."""
     modelled: Prediction | None = None
     """The same without the measurement: what another schedule of the active profile compares with."""
-    break_even: Mapping[str, float | None] = field(default_factory=dict)
-    """Batch size from which a profile costs more than Disabled; None: not up to `max_num_seqs`."""
+    outlooks: Mapping[str, Outlook] = field(default_factory=dict)
+    """What a change to each of the candidates would bring, by profile."""
+    cost: Cost | None = None
+    """What a change costs; None while there is no load."""
+    bands: Mapping[str, Band | None] = field(default_factory=dict)
+    """Batch sizes at which a profile pays at its fixed K, by profile; None: at none."""
+    load_corrections: Mapping[str, float] = field(default_factory=dict)
+    """What the gain of each candidate is at the load of now, less what it is while a canary takes its share: logs of
+    ratios of TPOTs, by profile."""
+    restart: Freshness | None = None
+    """What fresh pods of the active option would be better at; None: nothing that is known."""
+
+    def gain(self, option: Option) -> Estimate | None:
+        """How much faster tokens come with an option than with what runs, at the load of now, both as modelled: where
+        model and measurement differ, they differ for both."""
+        other, here = self.predictions.get(option.profile), self.modelled
+        if other is None or here is None:
+            return None
+        # What runs is seen to cost what it does: the error is the other's.
+        now = here.tpot.value
+        return Estimate(now / other.tpot.value - 1, now / other.tpot.high - 1, now / other.tpot.low - 1)
 
 
 @dataclass(frozen=True)
@@ -129,6 +166,7 @@ class Observation:
     """Newest first."""
     knowledge: Mapping[str, Knowledge] = field(default_factory=dict)
     """By profile."""
+    loads: LoadHistory = field(default_factory=LoadHistory)
     estimates: Estimates = field(default_factory=Estimates)
 
     def running(self, option: Option | None) -> tuple[Pod, ...]:

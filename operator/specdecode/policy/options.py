@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from specdecode.api.v1alpha1 import DISABLED, BatchRangeStatus, CommandFields, Configuration, Profile, ProfileMethod
@@ -22,6 +22,10 @@ ORIGINAL = "original"
 
 OURS = ("command", "args", "env")
 """The fields of a container that an option may change."""
+
+RESTARTED_AT = "SPECDECODE_RESTARTED_AT"
+"""The variable that tells fresh pods of an option from old ones, as kubectl's `restartedAt` annotation does. It is no
+part of the option."""
 
 
 def speculation_of(profile: Profile) -> Speculation | None:
@@ -55,10 +59,13 @@ class Menu:
     """The original container, read."""
     version: Version
     profiles: Mapping[str, Profile]
+    _rendered: dict[object, Container | Unmanageable] = field(default_factory=dict, compare=False, repr=False)
+    """Of the options asked for so far: the same ones are asked for at every look."""
 
     @classmethod
     def of(cls, original: Container, version: Version, profiles: Iterable[Profile]) -> Menu | Unmanageable:
         """The menu of an original container, or why it cannot be managed."""
+        original = unmarked(original)
         server = read(original, version)
         if isinstance(server, Unmanageable):
             return server
@@ -75,6 +82,13 @@ class Menu:
 
     def render(self, option: Option) -> Container | Unmanageable:
         """The container that runs an option. Nothing but `OURS` differs from the original."""
+        s = option.speculation
+        key = (option.profile, s and s.schedule, s and s.disable_by_batch_size, s and s.num_speculative_tokens)
+        if key not in self._rendered:
+            self._rendered[key] = self._render(option)
+        return self._rendered[key]
+
+    def _render(self, option: Option) -> Container | Unmanageable:
         profile = self.profiles.get(option.profile)
         bare = profile is None or not (profile.args or profile.env)
         if bare and option.speculation == self.server.speculation:
@@ -86,6 +100,7 @@ class Menu:
 
     def identify(self, container: Container) -> Option | None:
         """The option that a live container runs; None when it is not one that we would have written."""
+        container = unmarked(container)
         if same(container, self.original):
             speculation = self.server.speculation
             for name, profile in self.profiles.items():
@@ -109,6 +124,21 @@ def same(a: Container, b: Container) -> bool:
     return all((a.get(f) or []) == (b.get(f) or []) for f in OURS)
 
 
+def marked(container: Container, at: str) -> Container:
+    """The container for fresh pods of the same option."""
+    bare = unmarked(container)
+    return {**bare, "env": [*(bare.get("env") or []), {"name": RESTARTED_AT, "value": at}]}
+
+
+def unmarked(container: Container) -> Container:
+    """The container without the mark of a restart."""
+    env = container.get("env") or []
+    kept = [e for e in env if not (isinstance(e, Mapping) and e.get("name") == RESTARTED_AT)]
+    if len(kept) == len(env):
+        return container
+    return {**{k: v for k, v in container.items() if k != "env"}, **({"env": kept} if kept else {})}
+
+
 def fields_of(container: Container) -> CommandFields:
     """The part of a container that the status keeps."""
     return CommandFields(container=container["name"], **{f: container.get(f) or None for f in OURS})
@@ -121,8 +151,9 @@ def with_fields(container: Container, fields: CommandFields) -> Container:
 
 
 def fingerprint(container: Container) -> str:
-    """Tells a command line and environment from others."""
-    text = json.dumps([container.get(f) or None for f in OURS], sort_keys=True)
+    """Tells a command line and environment from others, but not fresh pods of the same from old ones."""
+    bare = unmarked(container)
+    text = json.dumps([bare.get(f) or None for f in OURS], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from specdecode.api.v1alpha1 import Outcome, SpecDecodePolicySpec
 from specdecode.model.cost import Option
@@ -27,8 +28,23 @@ _T90 = {3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}
 
 UNEQUAL_LOAD = 1.5
 """Factor in tokens/s per pod between canary and baseline from which the one with less load has it too easy to win."""
+TOLD = 0.005
+"""Correction for the load that is worth a word."""
+PLAIN = 0.25
+"""What even the lower end of the gain must exceed the required one by to count as plain."""
 NO_WORSE = 0.05
 """A change that needs no gain may look this much slower before it counts as worse: the scatter of short analyses."""
+
+
+class Figure(StrEnum):
+    """What canary and baseline are compared by."""
+
+    TPOT = "TPOT"
+    TTFT = "TTFT"
+    REQUEST = "time per request"
+    """Whole requests: first token and all others, per token."""
+    STEPS = "tokens per step"
+    """Where steps cannot differ in what they take, the tokens that they give differ by less chance than TPOT."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +58,24 @@ class Comparison:
     pods: tuple[int, int]
     """Canary and baseline pods."""
     gain: Estimate | None
-    """How much faster tokens come on the canary; None while the blocks do not tell."""
+    """How much faster the canary is, at the load after a promotion; None while the blocks do not tell."""
     blocks: int
     before_and_after: bool = False
     """There was no baseline: the canary is compared with the time before the change."""
+    figure: Figure = Figure.TPOT
+    correction: float = 0.0
+    """What of the gain, as a log, is due to the load after a promotion and was not measured."""
+
+    @property
+    def shown(self) -> str:
+        """The gain in words."""
+        if self.gain is None:
+            return "too few blocks with finished requests"
+        of = "gain" if self.figure is Figure.TPOT else f"gain in {self.figure}"
+        text = f"{of} {percent(self.gain)}"
+        if abs(self.correction) < TOLD:
+            return text
+        return f"{text}, {math.expm1(self.correction) * 100:+.0f} % of it for the load without the additional pod"
 
 
 @dataclass(frozen=True)
@@ -76,19 +106,30 @@ def in_force(pod: Pod, option: Option | None) -> str | None:
 
 
 def compare(
-    canaries: tuple[Pod, ...], baseline: tuple[Pod, ...], since: float, now: float, before: float | None
+    canaries: tuple[Pod, ...],
+    baseline: tuple[Pod, ...],
+    since: float,
+    now: float,
+    before: float | None,
+    *,
+    figure: Figure = Figure.TPOT,
+    correction: float = 0.0,
 ) -> Comparison:
-    """Compares the pods from `since` (Unix seconds) on; with `before`, a mean TPOT in seconds, without a baseline."""
+    """Compares the pods from `since` (Unix seconds) on; with `before`, the figure in seconds, without a baseline.
+
+    `correction` is added to the log of the ratio: what the model says of the load after a promotion, where a pod more
+    takes a part of it now.
+    """
     seconds = max(0.0, now - since)
     ours, theirs = _changes(canaries, since), _changes(baseline, since)
     ratios = []
     length = seconds / BLOCKS
     for i in range(BLOCKS if length > 0 else 0):
         start, end = since + i * length, since + (i + 1) * length
-        canary = _tpot(c for t, c in ours if start < t <= end)
-        other = _tpot(c for t, c in theirs if start < t <= end) if baseline else before
+        canary = _of(figure, (c for t, c in ours if start < t <= end))
+        other = _of(figure, (c for t, c in theirs if start < t <= end)) if baseline else before
         if canary and other:
-            ratios.append(math.log(other / canary))
+            ratios.append(math.log(other / canary) + correction)
     return Comparison(
         seconds=seconds,
         canary=_whole(canaries, since),
@@ -97,11 +138,14 @@ def compare(
         gain=_gain(ratios),
         blocks=len(ratios),
         before_and_after=not baseline,
+        figure=figure,
+        correction=correction,
     )
 
 
 def judge(c: Comparison, policy: SpecDecodePolicySpec, required_gain: float, *, protect_tail: bool) -> Verdict | None:
-    """The verdict, or None while there is none yet. Harm is called early, success only after the whole time."""
+    """The verdict, or None while there is none yet. Harm is called early; success after the whole time, where it is
+    plain after half of it."""
     rules = policy.rollout.analysis
     how = "before and after, for want of a baseline: " if c.before_and_after else ""
     if errors := _errors(c):
@@ -110,17 +154,16 @@ def judge(c: Comparison, policy: SpecDecodePolicySpec, required_gain: float, *, 
     share = _share_of_load(c)
     if c.gain is not None and enough:
         if c.gain.high < min(0.0, required_gain - NO_WORSE) and share <= UNEQUAL_LOAD:
-            return Verdict(Outcome.FAILED, Ending.SLOWER, f"{how}the canary is slower: gain {percent(c.gain)}", c.gain)
-        if c.seconds >= rules.duration and share >= 1 / UNEQUAL_LOAD:
+            return Verdict(Outcome.FAILED, Ending.SLOWER, f"{how}the canary is slower: {c.shown}", c.gain)
+        plain = c.gain.low > required_gain + PLAIN
+        if c.seconds >= rules.duration * (0.5 if plain else 1.0) and share >= 1 / UNEQUAL_LOAD:
             if broken := _slo_broken(c, policy) or (protect_tail and _tail_worse(c)):
                 return Verdict(Outcome.FAILED, Ending.TAIL_WORSE, f"{how}{broken}", c.gain)
             floor = 0.0 if required_gain > 0 else -NO_WORSE
             if c.gain.value >= required_gain and c.gain.low > floor:
-                return Verdict(Outcome.SUCCESSFUL, Ending.PROMOTED, f"{how}promoting: gain {percent(c.gain)}", c.gain)
+                return Verdict(Outcome.SUCCESSFUL, Ending.PROMOTED, f"{how}promoting: {c.shown}", c.gain)
             if c.gain.high < required_gain and share <= UNEQUAL_LOAD:
-                return Verdict(
-                    Outcome.FAILED, Ending.GAIN_TOO_SMALL, f"{how}gain {percent(c.gain)} is too small", c.gain
-                )
+                return Verdict(Outcome.FAILED, Ending.GAIN_TOO_SMALL, f"{how}too small: {c.shown}", c.gain)
     if c.seconds < 2 * rules.duration:
         return None
     if c.canary is None or (c.baseline is None and not c.before_and_after):
@@ -134,8 +177,7 @@ def judge(c: Comparison, policy: SpecDecodePolicySpec, required_gain: float, *, 
         )
     if not 1 / UNEQUAL_LOAD <= share <= UNEQUAL_LOAD:
         return Verdict(Outcome.INCONCLUSIVE, Ending.UNEQUAL_LOAD, "canary and baseline got unequal load", c.gain)
-    shown = f"gain {percent(c.gain)}" if c.gain else "too few blocks with finished requests"
-    return Verdict(Outcome.INCONCLUSIVE, Ending.NOT_SURE, f"{how}no clear answer in time: {shown}", c.gain)
+    return Verdict(Outcome.INCONCLUSIVE, Ending.NOT_SURE, f"{how}no clear answer in time: {c.shown}", c.gain)
 
 
 def _changes(pods: Iterable[Pod], since: float) -> list[tuple[float, Change]]:
@@ -147,14 +189,26 @@ def _whole(pods: Iterable[Pod], since: float) -> Measurement | None:
     return measurement(changes) if changes else None
 
 
-def _tpot(changes: Iterable[Change]) -> float | None:
-    """Seconds per output token. Before vLLM 0.11 there is no such metric: step time over tokens per step."""
+def value_of(figure: Figure, m: Measurement) -> float | None:
+    """Seconds, or steps per token; None where it was not measured. Less is better."""
+    if figure is Figure.TPOT:
+        return m.tpot_seconds
+    if figure is Figure.STEPS:
+        return 1 / m.tokens_per_step if m.tokens_per_step else None
+    if figure is Figure.TTFT or m.ttft_seconds is None:
+        return m.ttft_seconds
+    return m.tpot_seconds + m.ttft_seconds / m.output_length if m.tpot_seconds and m.output_length else None
+
+
+def _of(figure: Figure, changes: Iterable[Change]) -> float | None:
+    """The figure over some changes. Before vLLM 0.11 TPOT has no metric: it is step time over tokens per step."""
     parts = list(changes)
     if not parts:
         return None
     m = measurement(parts)
-    if m.tpot_seconds is not None:
-        return m.tpot_seconds
+    value = value_of(figure, m)
+    if value is not None or figure is not Figure.TPOT:
+        return value
     has_metric = all(p.figures.tpot is not None for p in parts)
     if has_metric or m.step_seconds is None or not m.tokens_per_step:
         return None

@@ -20,7 +20,7 @@ from typing import Any
 
 from specdecode.api.v1alpha1 import HistoryEntry, Interval, Outcome, RolloutPhase, RolloutStatus
 from specdecode.policy.clock import seconds_of, text_of
-from specdecode.policy.decision import Decision
+from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.gates import may_act
 from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import (
@@ -29,11 +29,13 @@ from specdecode.policy.options import (
     configuration,
     describe,
     fields_of,
+    marked,
     option_of,
     same,
+    unmarked,
     with_fields,
 )
-from specdecode.rollout.analysis import compare, in_force, judge
+from specdecode.rollout.analysis import Figure, compare, in_force, judge, value_of
 from specdecode.rollout.ending import Ending
 from specdecode.rollout.patch import Desired, borrowed, given_back, patch
 from specdecode.vllm.unmanageable import Unmanageable
@@ -41,6 +43,10 @@ from specdecode.vllm.unmanageable import Unmanageable
 NO_CAPACITY_AFTER = 60.0
 """Seconds without a node for the canary that count as no capacity, at most: time for the scheduler, not for a new
 machine. It is never more than a quarter of the progress deadline, which the start of the model has to meet as well."""
+
+
+SPARE = 1.1
+"""Headroom that the other pods must have to give one up."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ def _begin(o: Observation, workload: Workload, menu: Menu, d: Decision) -> Step:
     target = menu.render(d.target)
     if isinstance(target, Unmanageable):
         return Step()
+    if d.restart:
+        target = marked(target, text_of(o.now))
     rollout = RolloutStatus(
         id=f"{d.target.profile[:48]}-{int(o.now)}",
         phase=RolloutPhase.STARTING,
@@ -84,10 +92,11 @@ def _begin(o: Observation, workload: Workload, menu: Menu, d: Decision) -> Step:
         source=configuration(o.active),
         target=configuration(d.target),
         reason=d.reason.value,
-        message=f"starting a canary of {describe(d.target)}: {d.message}"[:1024],
+        message=f"starting a {'fresh ' if d.restart else ''}canary of {describe(d.target)}: {d.message}"[:1024],
         required_gain=d.required_gain,
         protect_tail=d.protect_tail,
-        before=o.estimates.measured.tpot_seconds if o.estimates.measured else None,
+        before=value_of(_compared_by(d.reason), o.estimates.measured) if o.estimates.measured else None,
+        load_correction=round(o.estimates.load_corrections.get(d.target.profile, 0.0), 4),
         started_at=text_of(o.now),
         phase_started_at=text_of(o.now),
         give_up_one=workload.strategy.get("type") == "Recreate",
@@ -96,6 +105,18 @@ def _begin(o: Observation, workload: Workload, menu: Menu, d: Decision) -> Step:
         borrowed=borrowed(workload.deployment),
     )
     return _Change(o, rollout, workload, menu).go_on()
+
+
+def _compared_by(reason: str) -> Figure:
+    """What a change is for is what its canary has to show."""
+    return _FIGURES.get(reason, Figure.TPOT)
+
+
+_FIGURES = {
+    Reason.TTFT_BOUND.value: Figure.TTFT,
+    Reason.KV_SQUEEZED.value: Figure.REQUEST,
+    Reason.RESTART_RESTORES.value: Figure.STEPS,
+}
 
 
 @dataclass(frozen=True)
@@ -146,7 +167,7 @@ class _Change:
             return False
         option = option_of(self.rollout.target, self.menu)
         rendered = None if option is None else self.menu.render(option)
-        return rendered is None or isinstance(rendered, Unmanageable) or not same(rendered, self.target)
+        return rendered is None or isinstance(rendered, Unmanageable) or not same(rendered, unmarked(self.target))
 
     @property
     def age(self) -> float:
@@ -163,6 +184,12 @@ class _Change:
             return False
         waiting = self.o.now - max(canary.unschedulable_since, seconds_of(self.rollout.phase_started_at))
         return waiting > min(NO_CAPACITY_AFTER, self.o.policy.rollout.progress_deadline / 4)
+
+    @property
+    def can_spare_one(self) -> bool:
+        """Whether the others carry the load without one pod; so it is taken while nothing is known of the load."""
+        running, pods = self.o.estimates.running, len(self.baseline)
+        return running is None or pods < 2 or running.headroom * (pods - 1) / pods > SPARE
 
     def broken(self, pods: tuple[Pod, ...]) -> str | None:
         """A pod that keeps dying will not get better."""
@@ -253,7 +280,7 @@ def _starting(c: _Change) -> Step:
     if canary is None:
         return c.go_on()
     if c.no_capacity(canary):
-        if c.o.policy.rollout.allow_unavailable and not c.rollout.give_up_one:
+        if c.o.policy.rollout.allow_unavailable and not c.rollout.give_up_one and c.can_spare_one:
             return c.enter(
                 RolloutPhase.STARTING,
                 "no node has room for an additional pod: giving one up for the canary",
@@ -262,7 +289,9 @@ def _starting(c: _Change) -> Step:
         return c.roll_back(
             Outcome.ERROR,
             Ending.NO_CAPACITY,
-            "no node has room for the canary: free a GPU, or set spec.rollout.allowUnavailable",
+            "no node has room for the canary: free a GPU, or set spec.rollout.allowUnavailable"
+            if not c.o.policy.rollout.allow_unavailable
+            else "no node has room for the canary, and without one pod the others could not carry the load",
         )
     if not canary.ready:
         return c.go_on(f"waiting for canary {canary.name} of {target} to be ready")
@@ -286,7 +315,13 @@ def _analysing(c: _Change) -> Step:
     # After a restart of the operator the windows are empty: what was measured before is measured again.
     ready_at = seconds_of(c.rollout.canary_ready_at or c.rollout.phase_started_at)
     since = max(ready_at, c.o.observing_since) + c.o.policy.rollout.analysis.warmup
-    comparison = compare(canaries, c.baseline, since, c.o.now, c.rollout.before)
+    figure = _compared_by(c.rollout.reason)
+    # A canary in the place of another pod has the load that it will have.
+    corrections = c.o.estimates.load_corrections
+    correction = corrections.get(c.rollout.target.profile, c.rollout.load_correction)
+    if c.rollout.give_up_one or figure is not Figure.TPOT:
+        correction = 0.0
+    comparison = compare(canaries, c.baseline, since, c.o.now, c.rollout.before, figure=figure, correction=correction)
     verdict = judge(comparison, c.o.policy, c.rollout.required_gain, protect_tail=c.rollout.protect_tail)
     if verdict is None:
         if c.late:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class Server:
     max_num_seqs: int | None
     max_num_batched_tokens: int | None
     enforce_eager: bool
+    graph_limit: int | None
+    """Tokens in the largest CUDA graph that the arguments ask for."""
     log_stats: bool
     config_file: str | None
     """A `--config` file, whose arguments are not seen."""
@@ -270,6 +273,7 @@ def _server(line: CommandLine, can: Capabilities | None) -> Server:
         max_num_seqs=_number(found, "--max-num-seqs", None),
         max_num_batched_tokens=_number(found, "--max-num-batched-tokens", None),
         enforce_eager=_switched_on(found, "--enforce-eager"),
+        graph_limit=_graph_limit(found),
         log_stats=not _switched_on(found, "--disable-log-stats"),
         config_file=(config.value or line.words[config.end - 1].source) if config else None,
         unseen=tuple(unseen),
@@ -283,6 +287,22 @@ def _number(found: Sequence[Argument], flag: str, default: int | None) -> int | 
     if argument is None:
         return default
     return int(argument.value) if argument.value and re.fullmatch(r"[0-9]{1,9}", argument.value) else None
+
+
+def _graph_limit(found: Sequence[Argument]) -> int | None:
+    """From `--max-cudagraph-capture-size`, or the same key or the list of sizes in `--compilation-config`."""
+    if (limit := _number(found, "--max-cudagraph-capture-size", None)) is not None:
+        return limit
+    config = last(found, "--compilation-config")
+    try:
+        written = json.loads(config.value or "") if config else None
+    except ValueError:
+        return None
+    if not isinstance(written, dict):
+        return None
+    sizes = written.get("cudagraph_capture_sizes")
+    limit = written.get("max_cudagraph_capture_size", max(sizes, default=None) if isinstance(sizes, list) else None)
+    return limit if isinstance(limit, int) else None
 
 
 def _switched_on(found: Sequence[Argument], flag: str) -> bool:

@@ -10,6 +10,8 @@ from collections.abc import Container
 
 _LABEL = re.compile(rb'\s*([a-zA-Z_]\w*)\s*=\s*"([^"\\]*(?:\\.[^"\\]*)*)"\s*(?:,|$)', re.DOTALL)
 _COMMENT = ord("#")
+_NO_LINE = b"\n"
+"""No line begins like this."""
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 
@@ -17,8 +19,8 @@ class PageError(ValueError):
     """The page is not one of vLLM, is half-written, or contradicts itself. Nothing of it may be used."""
 
 
-Sample = tuple[bytes, bytes, float, int]
-"""Name, what stands between the braces (for `parse_labels`), value, number of the line from 1."""
+Sample = tuple[bytes, float, int]
+"""The series as written (for `parse_series`), value, number of the line from 1."""
 
 
 def pick(text: bytes, names: Container[bytes]) -> tuple[list[Sample], bool]:
@@ -27,33 +29,38 @@ def pick(text: bytes, names: Container[bytes]) -> tuple[list[Sample], bool]:
     Timestamps are read over. Raises PageError for a line of these names that is malformed; other lines are not read.
     """
     samples: list[Sample] = []
-    last_is_ours = False
+    start, wanted = _NO_LINE, False
     for number, line in enumerate(text.split(b"\n"), 1):
         if not line or line[0] == _COMMENT:
             continue
-        brace = line.find(b"{")
-        name = line[:brace].strip() if brace >= 0 else (line.split(None, 1) or [b""])[0]
-        if name in names:
-            end = line.rfind(b"}") if brace >= 0 else line.find(name) + len(name) - 1
-            samples.append(
-                (name, line[brace + 1 : end] if brace >= 0 else b"", _value(line[end + 1 :], number), number)
-            )
-            last_is_ours = True
-        elif name:
-            last_is_ours = False
-    return samples, last_is_ours
+        if not line.startswith(start):  # the samples of a name follow each other: most lines need no more than this
+            if line.isspace():
+                continue
+            before, brace, _ = line.partition(b"{")
+            name = before.strip() if brace else before.split(None, 1)[0]
+            start, wanted = before + brace if brace else _NO_LINE, name in names
+        if wanted:
+            end = line.rfind(b"}") + 1 if brace else line.find(name) + len(name)
+            try:
+                value = float(line[end:])
+            except ValueError:
+                value = _before_timestamp(line[end:], number)
+            samples.append((line[:end], value, number))
+    return samples, wanted
 
 
-def _value(text: bytes, line: int) -> float:
+def _before_timestamp(text: bytes, line: int) -> float:
     try:
-        return float(text)
-    except ValueError:  # a timestamp follows, or it is malformed
-        parts = text.split()
-        try:
-            value, _timestamp = (float(part) for part in parts)
-            return value
-        except ValueError:
-            raise PageError(f"line {line}: no value, but {text[:60].decode(errors='replace')!r}") from None
+        value, _timestamp = (float(part) for part in text.split())
+        return value
+    except ValueError:
+        raise PageError(f"line {line}: no value, but {text[:60].decode(errors='replace')!r}") from None
+
+
+def parse_series(text: bytes) -> tuple[bytes, dict[str, str]]:
+    """Name and labels. Raises ValueError like `parse_labels`."""
+    name, brace, labels = text.partition(b"{")
+    return name.strip(), parse_labels(labels[:-1]) if brace else {}
 
 
 def parse_labels(text: bytes) -> dict[str, str]:

@@ -14,15 +14,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import pairwise
+from operator import le
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from specdecode.vllm.exposition import PageError as PageError
-from specdecode.vllm.exposition import Sample, check_end, parse_labels, pick
+from specdecode.vllm.exposition import Sample, check_end, parse_series, pick
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Histogram:
     """A Prometheus histogram."""
 
@@ -34,7 +34,7 @@ class Histogram:
     count: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Figures:
     """What an engine exposes, or several engines added up. None: not on the page, or not a finite number.
 
@@ -77,7 +77,7 @@ class Figures:
     """Generated tokens per finished request."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSample(Figures):
     """What one engine core of a server exposes. Data-parallel servers have several engines on a page."""
 
@@ -87,7 +87,7 @@ class EngineSample(Figures):
     """Index of the engine core; "0" before vLLM 0.8.3, which had one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Page:
     """One `/metrics` page."""
 
@@ -174,15 +174,15 @@ def read_page(text: bytes) -> Page:
     samples, ends_in_ours = pick(text, _KINDS)
     page: dict[str, dict[Any, float]] = {}
     engines: dict[tuple[str, str], _Values] = defaultdict(lambda: defaultdict(dict))
-    for name, labels, value, line in samples:
+    for series, value, line in samples:
         try:
-            engine, kind, detail = _slot(name, labels)
+            engine, kind, detail = _slot(series)
         except ValueError as error:
-            raise PageError(f"line {line}: {name.decode()}: {error}") from None
+            raise PageError(f"line {line}: {_name(series)}: {error}") from None
         of_kind = engines[engine][kind] if engine else page.setdefault(kind.field, {})
         known = of_kind.setdefault(detail, value)
         if known != value and not (math.isnan(known) and math.isnan(value)):
-            raise PageError(f"line {line}: {name.decode()} has two values, {known:g} and {value:g}")
+            raise PageError(f"line {line}: {_name(series)} has two values, {known:g} and {value:g}")
     if not engines:
         raise PageError(_not_vllm(text))
     check_end(text)
@@ -202,9 +202,10 @@ def read_page(text: bytes) -> Page:
 
 
 @lru_cache(maxsize=16_384)  # a server repeats its series on every page, and the pods of a workload share them
-def _slot(name: bytes, text: bytes) -> tuple[tuple[str, str] | None, _Kind, Any]:
+def _slot(series: bytes) -> tuple[tuple[str, str] | None, _Kind, Any]:
     """Engine (none for a sample of the page), kind, and what tells the samples of the kind apart."""
-    kind, labels = _KINDS[name], parse_labels(text)
+    name, labels = parse_series(series)
+    kind = _KINDS[name]
     if kind.field == "process_start":
         return None, kind, ""
     if kind.field == "http_requests":
@@ -268,9 +269,15 @@ def _histogram(name: str, parts: Mapping[str, Mapping[Any, float]], where: str) 
         raise PageError(f"half-written: {name} {where} has no +Inf bucket")
     if counts[-1] != count:
         raise PageError(f"{name} {where} contradicts itself: {count:g} observations, {counts[-1]:g} in its buckets")
-    if not (counts[0] >= 0 and math.isfinite(count) and all(low <= high for low, high in pairwise(counts))):
+    if not (counts[0] >= 0 and math.isfinite(count) and all(map(le, counts, counts[1:]))):
         raise PageError(f"{name} {where} contradicts itself: its buckets do not rise")
-    return Histogram(bounds, counts, total, count) if math.isfinite(total) else None
+    return Histogram(_one(bounds), counts, total, count) if math.isfinite(total) else None
+
+
+@lru_cache(maxsize=256)
+def _one(bounds: tuple[float, ...]) -> tuple[float, ...]:
+    """The bounds of a family are one object on all pages: thousands of pages are kept, and compared."""
+    return bounds
 
 
 def _by_position(counts: Mapping[int, float], where: str) -> tuple[float, ...]:
@@ -282,12 +289,12 @@ def _by_position(counts: Mapping[int, float], where: str) -> tuple[float, ...]:
 
 def _check_last_family(last: Sample, engines: Mapping[tuple[str, str], _Values], read: Iterable[EngineSample]) -> None:
     """Raises PageError when the page stops in the middle of a family: engines or positions are still to come."""
-    name, labels, *_ = last
-    key, kind, _ = _slot(name, labels)
+    series, *_ = last
+    key, kind, _ = _slot(series)
     if key is None:
         return
     for sample in read:
-        where = f"at {name.decode()}, model {sample.model_name!r}, engine {sample.engine}"
+        where = f"at {_name(series)}, model {sample.model_name!r}, engine {sample.engine}"
         if sample.model_name == key[0] and kind not in engines[sample.model_name, sample.engine]:
             raise PageError(f"half-written: it stops {where}")
         positions, accepted = sample.accepted_per_position, sample.accepted_tokens
@@ -295,6 +302,10 @@ def _check_last_family(last: Sample, engines: Mapping[tuple[str, str], _Values],
             raise PageError(
                 f"half-written: it stops {where}, where positions add up to {sum(positions):g} of {accepted} tokens"
             )
+
+
+def _name(series: bytes) -> str:
+    return series.partition(b"{")[0].strip().decode()
 
 
 def _finite(value: float | None) -> float | None:

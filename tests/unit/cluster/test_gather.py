@@ -16,7 +16,7 @@ from specdecode.controller.report import report
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.observation import Observation
-from specdecode.policy.options import fields_of, fingerprint
+from specdecode.policy.options import fields_of, fingerprint, marked
 from specdecode.rollout.phases import advance
 from support.fake_api import FakeKube, deployed, policy, replicaset, running
 from support.world import CONTAINER, NOW, SPEC, deployment, menu, merged, observation, option, rendered, spec
@@ -184,6 +184,34 @@ async def test_a_pod_says_how_it_fares() -> None:
     assert (broken.restarts, broken.waiting) == (3, "CrashLoopBackOff")
     assert waiting.unschedulable_since == NOW and waiting.restarts == 0
     assert leaving.terminating and not broken.terminating
+
+
+READY: dict[str, tuple[Any, float | None]] = {
+    "ready": ({"type": "Ready", "status": "True", "lastTransitionTime": text_of(NOW - 600)}, NOW - 600),
+    "ready, but nobody says since when": ({"type": "Ready", "status": "True"}, None),
+    "no longer ready": ({"type": "Ready", "status": "False", "lastTransitionTime": text_of(NOW - 600)}, None),
+    "not seen yet": ({"type": "PodScheduled", "status": "True", "lastTransitionTime": text_of(NOW)}, None),
+}
+
+
+@pytest.mark.parametrize("case", READY)
+async def test_a_pod_says_since_when_it_is_ready(case: str) -> None:
+    condition, since = READY[case]
+    world = World(pods=0)
+    world.objects.append(running("p", "old", world.template, status={"conditions": [condition]}))
+    (seen,) = (await world.observe()).pods
+    assert seen.ready_since == since
+
+
+async def test_fresh_pods_and_old_ones_run_the_same_option() -> None:
+    """During a restart the template has the mark, and the old ReplicaSet has it not."""
+    world = World(marked(CONTAINER, text_of(NOW)), pods=1)
+    before = deployment(CONTAINER)["spec"]["template"]
+    world.objects += [replicaset("before", before), running("p-before", "before", before, "10.0.0.9")]
+    o = await world.observe(remembering())
+    assert o.menu is not None and o.active == option(o.menu, "disabled")
+    assert [(p.name, p.option) for p in o.pods] == [("p0", o.active), ("p-before", o.active)]
+    assert o.menu.original.get("env") is None, "a mark is not the owner's"
 
 
 PORTS = {

@@ -20,12 +20,13 @@ from specdecode.api.v1alpha1 import (
     SpecDecodePolicyStatus,
 )
 from specdecode.controller.loop import merge_patch
-from specdecode.controller.report import PROFILES, REFRESH_TICKS, Notice, knowledge_of, notices, report
-from specdecode.model.cost import RooflineModel
+from specdecode.controller.report import PROFILES, REFRESH_TICKS, Notice, notices, report
 from specdecode.model.knowledge import Knowledge, StepTime
+from specdecode.model.memory import Trouble, Unusable
+from specdecode.model.window import Window
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Decision, Reason
-from specdecode.policy.estimating import estimate
+from specdecode.policy.estimating import Modeller, estimate
 from specdecode.policy.gates import decide
 from specdecode.policy.observation import Observation, Problem
 from specdecode.rollout.phases import Step, advance
@@ -153,7 +154,11 @@ CONDITIONS: dict[str, tuple[Any, dict[str, tuple[str, str]]]] = {
         },
     ),
     "what runs is the best": (
-        lambda: looking(window=traffic(acceptance=0.75, batch=4), active=option(menu(spec()), "ngram")),
+        lambda: looking(
+            window=traffic(acceptance=0.75, batch=4),
+            active=option(menu(spec()), "ngram"),
+            knowledge={"disabled": Knowledge(NOW, step_times=(StepTime(4.0, 4.0, 0.02, measured_at=NOW),))},
+        ),
         {"Recommended": ("True", "BestAlready"), "MixedTraffic": ("False", "Homogeneous")},
     ),
 }
@@ -177,6 +182,19 @@ def test_a_condition_that_is_bad_says_why(case: str) -> None:
         ("MixedTraffic", "True"),
     ):
         assert condition(status, type_).status != bad or condition(status, type_).message
+
+
+def test_a_memory_that_cannot_be_used_is_told_with_an_event_and_so_is_its_end() -> None:
+    o = looking()
+    d = decide(o)
+    well = report(o, d, Step(), EMPTY)
+    assert (condition(well, "MemoryUsable").status, condition(well, "MemoryUsable").reason) == ("True", "MemoryKept")
+    bad = report(o, d, Step(), well, Unusable(Trouble.CORRUPT, "it is not JSON"))
+    found = condition(bad, "MemoryUsable")
+    assert (found.status, found.reason, found.message) == ("False", "MemoryCorrupt", "it is not JSON")
+    assert notices(well, bad) == [Notice("Warning", "MemoryCorrupt", "it is not JSON")]
+    again = report(o, d, Step(), bad)
+    assert reasons(notices(bad, again)) == [("Normal", "MemoryKept")]
 
 
 def test_changes_that_fail_again_and_again_need_a_person() -> None:
@@ -254,66 +272,18 @@ def test_a_change_is_an_event_when_it_starts_moves_on_and_ends() -> None:
         assert reasons(notices(first, done)) == [(kind, f"Change{outcome}")]
 
 
-# --- what is remembered -------------------------------------------------------------------------------------------
-
-SHARE = st.floats(0, 1)
-KNOWN = st.builds(
-    Knowledge,
-    measured_at=st.none() | st.integers(1_600_000_000, 1_900_000_000).map(float),
-    acceptance=st.none() | st.tuples(SHARE, SHARE, SHARE, SHARE),
-    accepted_length=st.none() | st.floats(1, 17),
-    per_position=st.lists(SHARE, max_size=16).map(tuple),
-    tokens_per_step=st.floats(1, 17),
-    drafted_per_step=st.floats(0, 16),
-    tpot_seconds=st.none() | st.floats(1e-4, 10),
-    step_times=st.lists(
-        st.builds(StepTime, st.floats(0.01, 2048), st.floats(0.01, 4096), st.floats(1e-4, 10), st.floats(0, 8192)),
-        max_size=12,
-    ).map(tuple),
-)
-
-
-@given(KNOWN)
-def test_what_is_known_comes_back_from_the_status_after_a_restart(known: Knowledge) -> None:
-    status = report(replace(looking_once(), knowledge={"ngram": known}), HOLD, Step(), EMPTY)
-    again = SpecDecodePolicyStatus.model_validate(json.loads(json.dumps(dumped(status))))
-    if known.measured_at is None and not known.step_times:
-        assert "ngram" not in knowledge_of(again)
-        return
-    back = knowledge_of(again)["ngram"]
-    assert back.measured_at == known.measured_at
-    assert back.acceptance == (known.acceptance and pytest.approx(known.acceptance, rel=5e-3, abs=1e-12))
-    assert back.per_position == pytest.approx(known.per_position, abs=1e-4)
-    assert len(back.step_times) == len(known.step_times)
-    for b, k in zip(back.step_times, known.step_times, strict=True):
-        assert (b.batch_size, b.tokens, b.prompt_tokens) == pytest.approx(
-            (k.batch_size, k.tokens, k.prompt_tokens), abs=6e-3
-        )
-        assert b.seconds == pytest.approx(k.seconds, abs=1e-6)
-    if known.measured_at is not None:
-        assert back.tokens_per_step == pytest.approx(known.tokens_per_step, rel=5e-3)
-        assert back.drafted_per_step == pytest.approx(known.drafted_per_step, rel=5e-3)
-    written_again = report(replace(looking_once(), knowledge=knowledge_of(again)), HOLD, Step(), EMPTY)
-    assert written_again.profiles == status.profiles, "a restart changes nothing"
-
+# --- what is told of the profiles ---------------------------------------------------------------------------------
 
 HOLD = Decision(Reason.SUSPENDED, "hold")
-_ONCE: list[Observation] = []
 
 
-def looking_once() -> Observation:
-    if not _ONCE:
-        _ONCE.append(looking())
-    return _ONCE[0]
-
-
-def test_what_is_known_of_profiles_that_are_gone_is_forgotten() -> None:
+def test_profiles_that_are_gone_are_not_told_of() -> None:
     known = Knowledge(measured_at=NOW)
     status = report(replace(looking(), knowledge={"ngram": known, "gone": known}), HOLD, Step(), EMPTY)
     assert [p.name for p in status.profiles] == ["ngram", "disabled"]
 
 
-def test_while_the_workload_is_away_nothing_is_forgotten() -> None:
+def test_while_the_workload_is_away_what_is_known_is_told_of() -> None:
     o = replace(looking(), menu=None, workload=None, knowledge={"ngram": Knowledge(measured_at=NOW)})
     assert [p.name for p in report(o, decide(o), Step(), EMPTY).profiles] == ["ngram"]
 
@@ -350,6 +320,14 @@ WINDOWS = st.builds(
     rate=st.sampled_from([0.0, 2.0, 1e6]),
     errors=st.sampled_from([0.0, 5.0]),
 )
+
+
+def learnt(window: Window, profile: str) -> Knowledge:
+    """What pods that run a profile teach."""
+    return observation(active=option(menu(spec()), profile), window=window).knowledge.get(profile, Knowledge())
+
+
+KNOWN = st.builds(learnt, WINDOWS, st.sampled_from(["disabled", "ngram"]))
 PODS = st.builds(
     pod,
     st.sampled_from("abc"),
@@ -383,7 +361,7 @@ def test_whatever_is_seen_the_status_is_json_that_the_api_takes(
         pods=tuple(pods),
         knowledge=knowledge,
     )
-    status = after(estimate(o, RooflineModel))
+    status = after(estimate(o, Modeller()))
     text = json.dumps(dumped(status), allow_nan=False)
     assert SpecDecodePolicyStatus.model_validate(json.loads(text)) == status
     for found in status.profiles:

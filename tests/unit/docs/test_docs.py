@@ -17,6 +17,7 @@ from specdecode.api.conditions import ConditionType
 from specdecode.api.v1alpha1 import API_VERSION, KIND, Outcome, RolloutPhase, SpecDecodePolicySpec
 from specdecode.cli.main import app
 from specdecode.controller.telemetry import Telemetry
+from specdecode.model.memory import Trouble
 from specdecode.policy import decision
 from specdecode.policy.gates import BRAKES, CHAIN
 from specdecode.policy.observation import Obstacle
@@ -205,6 +206,10 @@ def test_every_reason_is_explained() -> None:
 def test_every_reason_not_to_manage_a_workload_is_explained() -> None:
     obstacles = {o.value for o in Obstacle}
     assert {r.value for r in unmanageable.Reason} | obstacles <= rows(OPERATIONS, 0)
+
+
+def test_every_reason_why_the_memory_cannot_be_used_is_explained() -> None:
+    assert {t.value for t in Trouble} <= rows(OPERATIONS, 0)
 
 
 def test_every_end_of_a_change_is_explained() -> None:

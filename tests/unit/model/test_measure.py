@@ -330,6 +330,8 @@ def test_pods_add_their_rates_over_their_own_times_and_lack_what_one_lacks() -> 
     assert (both.seconds, both.engines, both.batch_size, both.finished) == (20.0, 2, 16.0, 16.0)
     assert both.acceptance_rate == pytest.approx(312 / 480)
     assert both.tpot_seconds == pytest.approx(0.01)
+    assert both.tpot is not None and both.tpot.p50 == Quantile(0.01, 0.025, pytest.approx(0.0175))
+    assert both.ttft is not None and both.ttft.p50 == Quantile(0.01, 0.025, pytest.approx(0.0175))
 
     mixed = measurement([whole, old])
     assert (mixed.tpot_seconds, mixed.kv_cache_tokens) == (None, None)

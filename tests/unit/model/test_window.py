@@ -4,11 +4,14 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from specdecode.model.measure import Activity, Change, Measurement, Reason, Unmeasured
-from specdecode.model.window import Spread, Window, acceptance_spread, pods_together
+from specdecode.model.measure import Activity, Change, Measurement, Reason, Unmeasured, change_between, measurement
+from specdecode.model.window import Reading, Spread, Window, acceptance_spread, pods_together
 from specdecode.vllm.metrics import EngineSample, Histogram, Page
 
 
@@ -199,3 +202,139 @@ def test_the_latest_stretch_is_as_short_as_its_steps_allow() -> None:
     assert more is not None and (more.seconds, more.requests_per_step) == (15.0, 10.0)
     assert most is None, "the window does not hold as many"
     assert Window(60.0).latest(1.0) is None
+
+
+def steps(count: float, *, start: float | None = 1.0, engines: int = 1, edge: float = math.inf) -> Page:
+    """A page of engines that made so many request-steps each; with no edge, one that does not count them."""
+    bounds = tuple(dict.fromkeys((edge, math.inf)))
+    histogram = Histogram(bounds, (count,) * len(bounds), count * 0.02, count) if edge > 0 else None
+    return Page(
+        tuple(
+            EngineSample(model_name="m", engine=str(i), generation_tokens=count, inter_token=histogram)
+            for i in range(engines)
+        ),
+        process_start=start,
+    )
+
+
+@pytest.mark.parametrize(
+    ("pages", "tokens"),
+    [
+        pytest.param([steps(0), steps(9, start=None), steps(3)], Reason.COUNTER_RESET, id="counters fell"),
+        pytest.param([steps(5), steps(0, start=None), steps(7, start=None)], 7.0, id="counters fell, then rose"),
+        pytest.param(
+            [steps(0), steps(5, start=None), steps(9, start=2.0)], Reason.RESTARTED, id="the start was not always shown"
+        ),
+        pytest.param([steps(0), steps(5, edge=0.1), steps(9, edge=0.1)], 4.0, id="buckets changed"),
+        pytest.param([steps(0), steps(5, engines=2), steps(9, engines=2)], 8.0, id="an engine came"),
+        pytest.param([steps(0, edge=0), steps(5), steps(9)], 9.0, id="a series came"),
+        pytest.param([steps(0, start=None), steps(5, edge=0, start=None)], Reason.SERIES_VANISHED, id="a series went"),
+    ],
+)
+def test_the_whole_begins_where_the_last_measurable_pages_do(pages: list[Page], tokens: float | Reason) -> None:
+    change = window((15.0 * n, p) for n, p in enumerate(pages)).change
+    if isinstance(change, Change):
+        assert change.figures.generation_tokens == tokens
+    else:
+        assert change is not None and change.reason is tokens
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(steps(100, start=2.0), id="restart"),
+        pytest.param(steps(100), id="counters fell"),
+        pytest.param(steps(1200, edge=0.1), id="buckets changed"),
+        pytest.param(steps(1200, engines=2), id="an engine came"),
+    ],
+)
+def test_the_latest_stretch_does_not_reach_over_a_break(broken: Page) -> None:
+    w = window([(0.0, steps(0)), (15.0, steps(1000)), (30.0, broken)])
+    assert w.latest(50.0) is None
+    grown = dataclasses.replace(
+        broken, engines=tuple(dataclasses.replace(e, inter_token=after_100_more(e.inter_token)) for e in broken.engines)
+    )
+    after = w.add(grown, 45.0)
+    found = after.latest(50.0)
+    assert found is not None and (found.seconds, found.request_steps) == (15.0, 100.0 * len(broken.engines))
+    assert after.latest(1000.0) is None
+
+
+def after_100_more(h: Histogram | None) -> Histogram:
+    assert h is not None
+    return Histogram(h.bounds, tuple(n + 100 for n in h.counts), h.sum + 2, h.count + 100)
+
+
+def test_steps_that_are_not_counted_make_no_stretch() -> None:
+    assert window([(0.0, steps(0, edge=0)), (15.0, steps(1000, edge=0))]).latest(1.0) is None
+    w = window([(0.0, steps(0, edge=0)), (15.0, steps(1000)), (30.0, steps(1100))])
+    assert w.latest(500.0) is None, "the counts of the first page are not known"
+
+
+def test_since_takes_the_readings_from_a_time_on() -> None:
+    w = window((15.0 * n, page(100.0 * n)) for n in range(5))
+    for t, kept in ((-1.0, 5), (0.0, 5), (1.0, 4), (15.0, 4), (60.0, 1), (61.0, 0)):
+        part = w.since(t)
+        assert (part.readings, part.seconds, part.limit) == (w.readings[5 - kept :], w.seconds, w.limit)
+    assert isinstance(w.since(30.0).measurement, Measurement)
+
+
+gaps = st.sampled_from((15.0, 15.0, 15.0, 40.0, 0.0, -20.0))
+starts = st.sampled_from((1.0, 1.0, 1.0, None, 2.0))
+engines, edges = st.sampled_from((1, 1, 1, 2)), st.sampled_from((math.inf, math.inf, 0.1, 0.0))
+pages = st.fixed_dictionaries({"start": starts, "engines": engines, "edge": edges})
+moves = st.tuples(gaps, st.integers(-2, 9), pages)
+
+
+@given(st.lists(moves, max_size=12), st.integers(2, 6), st.integers(1, 20))
+def test_a_window_says_what_its_pages_say_whatever_they_are(
+    what: list[tuple[float, int, dict[str, Any]]], limit: int, wanted: int
+) -> None:
+    """Against the definitions, read out one by one from the pages."""
+    now = count = 0.0
+    w, model = Window(60.0, limit), list[Reading]()
+    for gap, made, how in what:
+        now, count = now + gap, max(0.0, count + made)
+        read = steps(count, **how)
+        w, model = w.add(read, now), by_definition(model, read, now, limit)
+        assert list(w.readings) == model
+        assert w.change == whole(model)
+        assert w.latest(wanted) == newest_stretch(model, wanted)
+
+
+def by_definition(readings: list[Reading], read: Page, t: float, limit: int) -> list[Reading]:
+    if not readings or t <= readings[-1].t:
+        return [Reading(t, read, None)]
+    last = readings[-1]
+    change = change_between(last.page, read, t - last.t)
+    same_process = read.process_start is not None and read.process_start == last.page.process_start
+    if isinstance(change, Unmeasured) and change.reason is Reason.SERIES_VANISHED and same_process:
+        return readings
+    return [*(r for r in readings if r.t >= t - 60.0), Reading(t, read, change)][-limit:]
+
+
+def unbroken(readings: list[Reading]) -> list[Reading]:
+    """The newest readings that can all be compared, each with the one before."""
+    kept: list[Reading] = []
+    for reading in reversed(readings):
+        kept.insert(0, reading)
+        if not isinstance(reading.change, Change):
+            break
+    return kept
+
+
+def whole(readings: list[Reading]) -> Change | Unmeasured | None:
+    if len(readings) < 2:
+        return None
+    first, *_, newest = kept if len(kept := unbroken(readings)) > 1 else readings[-2:]
+    return change_between(first.page, newest.page, newest.t - first.t)
+
+
+def newest_stretch(readings: list[Reading], request_steps: float) -> Measurement | None:
+    newest = readings[-1]
+    for first in reversed(unbroken(readings)[:-1]):
+        stretch = change_between(first.page, newest.page, newest.t - first.t)
+        found = measurement([stretch]) if isinstance(stretch, Change) else None
+        if found is not None and found.request_steps is not None and found.request_steps >= request_steps:
+            return found
+    return None

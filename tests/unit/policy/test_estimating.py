@@ -3,52 +3,77 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from specdecode.model.cost import OfferedLoad, Option, Prediction, RooflineModel
+from specdecode.model.cost import Band, OfferedLoad, Option, Prediction
+from specdecode.model.equilibrium import Array
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Knowledge
+from specdecode.model.loads import BUCKET, LoadHistory
 from specdecode.model.window import Window
-from specdecode.policy.estimating import SAME_THRESHOLD, estimate
+from specdecode.policy.estimating import (
+    AGEING,
+    DEFAULT_GRAPH_LIMIT,
+    DEFAULT_MAX_NUM_SEQS,
+    LEARNING,
+    Evidence,
+    Modeller,
+    bounds,
+    estimate,
+)
 from specdecode.policy.observation import Observation
 from specdecode.vllm.metrics import Page
-from specdecode.vllm.speculation import BatchRange
-from support.world import CONTAINER, menu, merged, observation, option, pod, spec, traffic
+from specdecode.vllm.speculation import BatchRange, Speculation
+from support.world import CONTAINER, NOW, menu, merged, observation, option, pod, spec, traffic
 
 MENU = menu(spec())
 OFF, NGRAM = option(MENU, "disabled"), option(MENU, "ngram")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fixed:
-    """A model that knows one break-even."""
+    """A model that knows one better form of an option, and what each option costs."""
 
-    point: float | None = None
+    better: Speculation | None = None
+    seconds: Callable[[Option], float] = lambda _: 0.01
+    asked: list[str] = field(default_factory=list)
+    """Which forms it was asked for."""
 
-    def predict(self, option: Option, load: OfferedLoad) -> Prediction:
-        return Prediction(Estimate(0.01, 0.009, 0.011), 1.0, 2.0)
+    def predict(self, option: Option, load: OfferedLoad, acceptance: float | None = None) -> Prediction:
+        seconds = self.seconds(option)
+        return Prediction(Estimate(seconds, seconds, seconds), 1.0, 2.0, Estimate(1e3, 1e3, 1e3))
 
-    def break_even(self, option: Option) -> float | None:
-        return self.point if option.speculation else None
+    def acceptance(self, option: Option) -> Estimate | None:
+        return None
+
+    def tpots(self, option: Option, load: OfferedLoad, tokens_per_second: Sequence[float]) -> Sequence[Estimate]:
+        return [self.predict(option, load).tpot for _ in tokens_per_second]
+
+    def log_tpot(self, option: Option, load: OfferedLoad, tokens_per_second: Array) -> Array:
+        return np.full(len(tokens_per_second), math.log(self.seconds(option)))
+
+    def band(self, option: Option, load: OfferedLoad | None) -> Band | None:
+        return Band(1, 63)
+
+    def tuned(self, option: Option, load: OfferedLoad, *, one_threshold: bool) -> Option | None:
+        self.asked.append("threshold" if one_threshold else "schedule")
+        return replace(option, speculation=self.better) if self.better and option.speculation else None
 
 
-def candidate(o: Observation, point: float | None, profile: str = "ngram") -> Option:
-    estimated = estimate(o, lambda *_: Fixed(point))
+def candidate(o: Observation, model: Fixed, profile: str = "ngram") -> Option:
+    estimated = estimate(o, lambda _: model)
     return next(c for c in estimated.estimates.candidates if c.profile == profile)
-
-
-def threshold(o: Option) -> int | None:
-    assert o.speculation is not None
-    return next((r.start for r in o.speculation.schedule if r.k == 0), None)
 
 
 def test_without_a_menu_nothing_is_estimated() -> None:
     o = replace(observation(), menu=None)
-    assert estimate(o, RooflineModel) is o
+    assert estimate(o, Modeller()) is o
 
 
 def test_the_load_is_that_of_a_pod() -> None:
@@ -63,7 +88,7 @@ def test_the_load_is_that_of_a_pod() -> None:
 
 def test_a_pod_that_has_only_just_come_does_not_thin_the_load() -> None:
     new = pod("new", "old", OFF, traffic(seconds=0.0))
-    with_it = estimate(replace(observation(), pods=(*observation().pods, new)), RooflineModel)
+    with_it = estimate(replace(observation(), pods=(*observation().pods, new)), Modeller())
     assert with_it.estimates.load == observation().estimates.load
 
 
@@ -94,18 +119,48 @@ def test_what_runs_is_predicted_by_what_it_was_measured_at() -> None:
 def test_pods_teach_about_the_option_that_they_run() -> None:
     canary = pod("c", "new", NGRAM, traffic(acceptance=0.7))
     stranger = pod("s", "new", None, traffic(step=9.0))
-    o = estimate(replace(observation(), pods=(*observation().pods, canary, stranger), knowledge={}), RooflineModel)
+    o = estimate(replace(observation(), pods=(*observation().pods, canary, stranger), knowledge={}), Modeller())
     assert set(o.knowledge) == {"disabled", "ngram"}
     assert o.knowledge["ngram"].acceptance_rate == pytest.approx(0.7)
     assert o.knowledge["disabled"].acceptance is None
     assert o.knowledge["disabled"].step_times[0].seconds == pytest.approx(0.02)
 
 
+def test_what_ran_beside_a_profile_is_noted() -> None:
+    """So that later, when the other alone is seen, it is known whether the traffic is still the same."""
+    profiles = [
+        {"name": "ngram", "method": "NGram", "numSpeculativeTokens": 5},
+        {"name": "draft", "method": "DraftModel", "numSpeculativeTokens": 5, "draftModel": {"model": "small"}},
+    ]
+    m = menu(spec(profiles=profiles))
+    draft = option(m, "draft")
+    canary = pod("c", "new", option(m, "ngram"), traffic(acceptance=0.7))
+    alone = observation(spec(profiles=profiles), menu=m, active=draft, window=traffic(acceptance=0.5), knowledge={})
+    both = estimate(replace(alone, pods=(*alone.pods, canary), knowledge={}), Modeller()).knowledge
+    assert both["ngram"].drafts is not None and both["draft"].drafts is not None
+    assert both["ngram"].drafts.beside == ("draft", pytest.approx(both["draft"].drafts.extra))
+    drafts = alone.knowledge["draft"].drafts
+    assert drafts is not None and drafts.beside is None
+
+
 @pytest.mark.parametrize("changes", [{"ready": False}, {"answered": False}], ids=["not ready", "silent"])
 def test_a_pod_that_does_not_answer_teaches_nothing(changes: Mapping[str, Any]) -> None:
     quiet = pod("p", "old", OFF, traffic(), **changes)
-    o = estimate(replace(observation(), pods=(quiet,), knowledge={"disabled": Knowledge()}), RooflineModel)
+    o = estimate(replace(observation(), pods=(quiet,), knowledge={"disabled": Knowledge()}), Modeller())
     assert o.knowledge == {"disabled": Knowledge()} and o.estimates.load is None
+
+
+def test_what_was_learnt_is_not_learnt_again_until_there_is_something_new() -> None:
+    o = observation()
+    window = o.policy.metrics.window
+    soon, later = (replace(o, now=o.now + f * LEARNING * window) for f in (0.9, 1.1))
+    assert estimate(soon, Modeller()).knowledge is o.knowledge
+    assert estimate(later, Modeller()).knowledge["disabled"].learnt_at == later.now
+
+
+def test_without_requests_nothing_is_learnt() -> None:
+    o = observation(window=traffic(batch=0.0, rate=0.0), knowledge={})
+    assert o.knowledge == {}
 
 
 def test_only_the_policys_window_counts() -> None:
@@ -114,44 +169,233 @@ def test_only_the_policys_window_counts() -> None:
     assert o.estimates.measured is not None and o.estimates.measured.seconds == pytest.approx(10.0)
 
 
-# --- the batch size above which speculation stops -------------------------------------------------------------------
+# --- learning under a schedule --------------------------------------------------------------------------------------
+
+RANGES = (BatchRange(1, 15, 5), BatchRange(16, 63, 2), BatchRange(64, 256, 0))
 
 
-TUNED = spec(batchSizeTuning={"mode": "Auto"})
+def with_ranges(*ranges: BatchRange) -> Option:
+    assert NGRAM.speculation is not None
+    return replace(NGRAM, speculation=replace(NGRAM.speculation, schedule=ranges))
+
+
+def learnt_from(*windows: Window) -> Knowledge:
+    """What pods that run n-gram by the `RANGES` teach."""
+    active = with_ranges(*RANGES)
+    pods = tuple(pod(f"p{n}", "old", active, window) for n, window in enumerate(windows))
+    o = replace(observation(menu=MENU), active=active, pods=pods, knowledge={})
+    return estimate(o, Modeller()).knowledge.get("ngram", Knowledge())
+
+
+DRAFTS_5, DRAFTS_2 = traffic(acceptance=0.75, batch=4.0), traffic(acceptance=0.5, k=2, batch=32.0)
+HELD = traffic(acceptance=0.0, k=0, batch=100.0, step=0.03)
+
+
+def test_steps_are_learnt_for_the_k_that_was_in_force() -> None:
+    known = learnt_from(DRAFTS_5, DRAFTS_2, HELD)
+    assert {(t.k, round(t.batch_size), round(t.tokens)) for t in known.step_times} == {
+        (5, 4, 24),
+        (2, 32, 96),
+        (0, 100, 100),
+    }
+
+
+def test_drafts_are_judged_at_the_highest_k_that_there_is_enough_of() -> None:
+    known = learnt_from(DRAFTS_5, DRAFTS_2, HELD)
+    assert known.tokens_per_step == pytest.approx(4.75, rel=0.01)
+    assert known.drafts is not None and len(known.drafts.chances) == 5
+    assert known.drafts.match == pytest.approx(1.0)
+    busy = learnt_from(DRAFTS_2, HELD)
+    assert busy.tokens_per_step == pytest.approx(2.0, rel=0.01)
+    assert busy.drafts is not None and len(busy.drafts.chances) == 2
+
+
+def test_steps_that_a_schedule_held_at_zero_say_nothing_about_the_drafts() -> None:
+    known = learnt_from(HELD)
+    assert known.drafts is None and known.acceptance is None and known.measured_at is None
+    assert [t.drafted for t in known.step_times] == [False], "but what such a step costs"
+
+
+@pytest.mark.parametrize("batch", [14.0, 17.0, 60.0, 70.0])
+def test_near_the_edge_of_a_range_steps_of_two_k_are_mixed_and_nothing_is_learnt(batch: float) -> None:
+    known = learnt_from(traffic(acceptance=0.5, batch=batch))
+    assert known.step_times == () and known.drafts is None
+
+
+def test_an_engine_that_stood_still_between_steps_tells_no_step_time() -> None:
+    """Counted from step to step it took 40 ms, as its requests felt them 20."""
+    window = Window(3600.0)
+    for r in traffic().readings:
+        (engine,) = r.page.engines
+        assert engine.iteration_tokens is not None
+        halved = replace(engine.iteration_tokens, count=engine.iteration_tokens.count / 2)
+        buckets = replace(halved, counts=tuple(c / 2 for c in halved.counts))
+        window = window.add(Page((replace(engine, iteration_tokens=buckets),), r.page.process_start), r.t)
+    o = observation(window=window, knowledge={})
+    assert o.knowledge["disabled"].step_times == ()
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+def evidence(**changes: Any) -> Evidence:
+    base = Evidence({}, {"disabled": None, "ngram": NGRAM.speculation}, 256, 512.0, NOW)
+    return replace(base, **changes)
+
+
+def test_the_model_is_fitted_once_for_what_is_known() -> None:
+    model_of, e = Modeller(), evidence()
+    fitted = model_of(e)
+    assert model_of(e) is fitted
+    assert model_of(replace(e, now=NOW + AGEING / 2)) is fitted
 
 
 @pytest.mark.parametrize(
-    ("point", "expected"),
-    [(None, None), (63.6, 64), (1.0, 2), (256.0, 256), (300.0, None)],
-    ids=["pays everywhere", "rounded", "never pays", "at the limit", "beyond the limit"],
+    "changes",
+    [
+        {"known": {"disabled": Knowledge(NOW)}},
+        {"speculations": {"disabled": None}},
+        {"max_num_seqs": 64},
+        {"graph_limit": math.inf},
+        {"now": NOW + 2 * AGEING},
+        {"now": NOW - 1.0},
+    ],
+    ids=lambda changes: next(iter(changes)),
 )
-def test_a_candidate_drafts_up_to_its_break_even(point: float | None, expected: int | None) -> None:
-    assert threshold(candidate(observation(TUNED), point)) == expected
+def test_what_is_new_is_a_new_model(changes: Mapping[str, Any]) -> None:
+    model_of, e = Modeller(), evidence()
+    assert model_of(e) is not model_of(replace(e, **changes))
 
 
-def test_disabled_has_no_threshold_and_tuning_can_be_off() -> None:
-    assert candidate(observation(TUNED), 64.0, "disabled") == OFF
-    assert candidate(observation(spec()), 64.0) == NGRAM
+@pytest.mark.parametrize(
+    ("args", "limit", "graphs"),
+    [
+        ([], DEFAULT_MAX_NUM_SEQS, DEFAULT_GRAPH_LIMIT),
+        (["--max-num-seqs", "96"], 96, DEFAULT_GRAPH_LIMIT),
+        (["--enforce-eager"], DEFAULT_MAX_NUM_SEQS, math.inf),
+    ],
+    ids=["vLLM's defaults", "its own batch size", "no graphs"],
+)
+def test_the_model_knows_the_servers_limits(args: list[str], limit: int, graphs: float) -> None:
+    seen: list[Evidence] = []
+
+    def model_of(e: Evidence) -> Fixed:
+        seen.append(e)
+        return Fixed()
+
+    m = menu(spec(), merged(CONTAINER, {"args": [*CONTAINER["args"], *args]}))
+    estimate(observation(menu=m), model_of)
+    assert (seen[0].max_num_seqs, seen[0].graph_limit, seen[0].now) == (limit, graphs, NOW)
+    assert seen[0].speculations == {"ngram": NGRAM.speculation, "disabled": None}
 
 
-def test_the_servers_own_limit_ends_the_schedule() -> None:
-    m = menu(spec(), {"name": "vllm", "image": "i", "args": ["--model", "m", "--max-num-seqs", "96"]})
-    found = candidate(observation(TUNED, menu=m), 64.0)
-    assert found.speculation is not None and found.speculation.schedule == (BatchRange(1, 63, 5), BatchRange(64, 96, 0))
-    assert threshold(candidate(observation(TUNED, menu=m), 100.0)) is None
+# --- the form of an option ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("factor", "stays"), [(1.4, True), (1 / 1.4, True), (1.6, False), (1 / 1.6, False)])
-def test_a_threshold_that_runs_is_not_changed_for_little(factor: float, stays: bool) -> None:
-    assert 1.4 < SAME_THRESHOLD < 1.6
-    running = Option("ngram", candidate(observation(TUNED), 100.0).speculation)
-    o = observation(TUNED, active=running, window=traffic(acceptance=0.7))
-    assert (candidate(o, 100.0 * factor) == running) is stays
+TUNED = spec(batchSizeTuning={"mode": "Auto"})
+SCHEDULE = with_ranges(*RANGES)
+assert SCHEDULE.speculation is not None and NGRAM.speculation is not None
+BETTER = SCHEDULE.speculation
 
 
-def test_a_version_without_a_schedule_gets_none() -> None:
-    m = menu(spec(), version="0.12.0")
-    assert candidate(observation(TUNED, menu=m), 64.0) == option(m, "ngram")
+def costing(**seconds: float) -> Callable[[Option], float]:
+    """Seconds per token of `fixed`, `better` and any `other` speculation; 10 ms without."""
+
+    def of(option: Option) -> float:
+        if option.speculation is None:
+            return 0.010
+        if option.speculation == BETTER:
+            return seconds["better"]
+        return seconds["other" if option.speculation.schedule else "fixed"]
+
+    return of
+
+
+def test_a_candidate_gets_its_schedule_where_that_is_better() -> None:
+    o = observation(TUNED)
+    assert candidate(o, Fixed(BETTER, costing(fixed=0.010, better=0.008))) == SCHEDULE
+    assert candidate(o, Fixed(BETTER, costing(fixed=0.010, better=0.00999))) == NGRAM, "fewer words are easier to trust"
+    assert candidate(o, Fixed(None, costing(fixed=0.010, better=0.008))) == NGRAM
+
+
+def test_disabled_has_no_schedule_and_tuning_can_be_off() -> None:
+    better = Fixed(BETTER, costing(fixed=0.010, better=0.005))
+    assert candidate(observation(TUNED), better, "disabled") == OFF
+    assert candidate(observation(spec(batchSizeTuning={"mode": "Off"})), better) == NGRAM
+
+
+def test_a_schedule_pays_over_the_loads_that_come_not_only_now() -> None:
+    """It is quiet now, and was busy: the schedule is for then."""
+
+    class Busy(Fixed):
+        def log_tpot(self, option: Option, load: OfferedLoad, tokens_per_second: Array) -> Array:
+            cheaper = 0.5 if option.speculation == BETTER else 1.0
+            return np.where(tokens_per_second > 2000.0, math.log(cheaper), 0.0)
+
+    o = observation(TUNED)
+    quiet, busy = (
+        replace(o, loads=LoadHistory(int(NOW // BUCKET) - 100, (3 * each,) * 100, BUCKET)) for each in (400.0, 4000.0)
+    )
+    assert candidate(quiet, Busy(BETTER)) == NGRAM
+    assert candidate(busy, Busy(BETTER)) == SCHEDULE
+
+
+@pytest.mark.parametrize(("gain", "stays"), [(0.001, True), (0.2, False)])
+def test_a_schedule_that_runs_is_not_changed_for_little(gain: float, stays: bool) -> None:
+    running = with_ranges(BatchRange(1, 99, 5), BatchRange(100, 256, 0))
+    o = observation(TUNED, active=NGRAM, window=traffic(acceptance=0.7))
+    o = replace(o, active=running, pods=tuple(replace(p, option=running) for p in o.pods))
+    costs = costing(fixed=0.010, other=0.008, better=0.008 * (1 - gain))
+    assert (candidate(o, Fixed(BETTER, costs)) == running) is stays
+
+
+@pytest.mark.parametrize(("version", "asked"), [("0.24.0", ["schedule"]), ("0.12.0", [])])
+def test_a_version_without_a_schedule_gets_none(version: str, asked: list[str]) -> None:
+    m = menu(spec(), version=version)
+    better = Fixed(BETTER, costing(fixed=0.010, better=0.005))
+    found = candidate(observation(TUNED, menu=m), better)
+    assert better.asked == asked
+    assert (found.speculation == BETTER) is bool(asked)
+
+
+def test_engines_that_share_a_pod_get_no_schedule() -> None:
+    """vLLM refuses a schedule with data parallelism."""
+    m = menu(TUNED, merged(CONTAINER, {"args": [*CONTAINER["args"], "--data-parallel-size", "2"]}))
+    better = Fixed(BETTER, costing(fixed=0.010, better=0.005))
+    assert candidate(observation(TUNED, menu=m), better) == option(m, "ngram")
+
+
+@pytest.mark.parametrize(
+    ("band", "limit", "expected"),
+    [
+        (None, 256, (1, 0)),
+        (Band(1, 256), 256, (1, None)),
+        (Band(1, DEFAULT_MAX_NUM_SEQS), None, (1, None)),
+        (Band(8, 85), 256, (8, 85)),
+    ],
+    ids=["nowhere", "up to the limit", "up to vLLM's limit", "between"],
+)
+def test_a_band_has_bounds(band: Band | None, limit: int | None, expected: tuple[int, int | None]) -> None:
+    assert bounds(band, limit) == expected
+
+
+# --- what comes -----------------------------------------------------------------------------------------------------
+
+
+def test_the_load_is_remembered_of_all_pods_together_but_not_while_canaries_take_a_part() -> None:
+    o = observation()
+    assert o.estimates.load is not None
+    assert o.loads.at(NOW) == pytest.approx(3 * o.estimates.load.tokens_per_second)
+    assert observation(window=traffic(batch=0.0, rate=0.0)).loads == LoadHistory(), "an idle tick tells of no load"
+
+
+def test_every_other_option_has_an_outlook() -> None:
+    e = observation().estimates
+    assert set(e.outlooks) == {"ngram"}
+    assert observation(window=traffic(seconds=0.0)).estimates.outlooks == {}
+
+
+# --- what cannot run ------------------------------------------------------------------------------------------------
 
 
 def test_a_profile_that_cannot_be_written_for_this_version_is_left_out_and_said() -> None:
@@ -166,20 +410,6 @@ def test_a_profile_that_cannot_be_written_for_this_version_is_left_out_and_said(
     assert "draft" not in o.estimates.predictions
 
 
-def test_steps_that_a_schedule_held_at_zero_say_nothing_about_the_drafts() -> None:
-    """One pod drafts, the other is above the threshold: what a draft is worth is asked of the first alone."""
-    assert NGRAM.speculation is not None
-    ranges = (BatchRange(1, 31, 5), BatchRange(32, 256, 0))
-    active = replace(NGRAM, speculation=replace(NGRAM.speculation, schedule=ranges))
-    drafts, shadow = traffic(acceptance=0.75, batch=4.0), traffic(acceptance=0.0, k=0, batch=100.0, step=0.03)
-    o = observation(menu=MENU, active=NGRAM, pods=())
-    pods = (pod("a", "old", active, drafts), pod("b", "old", active, shadow))
-    known = estimate(replace(o, active=active, pods=pods, knowledge={}), RooflineModel).knowledge["ngram"]
-    assert known.tokens_per_step == pytest.approx(4.75, rel=0.01)
-    assert known.drafted_per_step == pytest.approx(5.0)
-    assert {t.drafted for t in known.step_times} == {True, False}, "both tell what their steps cost"
-
-
 def test_a_method_that_vllm_is_left_to_find_out_gets_no_threshold() -> None:
     """The workload's own arguments may name no method: what works with it is not ours to guess."""
     policy = spec(batchSizeTuning={"mode": "Auto"})
@@ -188,4 +418,4 @@ def test_a_method_that_vllm_is_left_to_find_out_gets_no_threshold() -> None:
     original = next(o for o in own.options if o.profile == "original")
     assert original.speculation is not None and original.speculation.vllm_method is None
     o = observation(policy, menu=own, active=OFF)
-    assert candidate(o, 40.0, "original") == original
+    assert candidate(o, Fixed(BETTER, costing(fixed=0.010, better=0.005)), "original") == original

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from specdecode.api.v1alpha1 import BatchRangeStatus, Configuration, HistoryEntry, Outcome
-from specdecode.model.cost import RooflineModel
+from specdecode.model.cost import Prediction
 from specdecode.model.estimate import Estimate
-from specdecode.model.knowledge import Knowledge, StepTime
+from specdecode.model.knowledge import Drafts, Knowledge, StepTime
+from specdecode.model.loads import BUCKET, LoadHistory
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Reason
-from specdecode.policy.estimating import estimate
-from specdecode.policy.gates import backoff, decide, may_act
+from specdecode.policy.gates import DAY, MEASURED, PROBE_EVERY, backoff, decide, may_act
 from specdecode.policy.observation import Observation, Problem
+from specdecode.rollout.ending import Ending
 from specdecode.vllm.speculation import BatchRange
 from support.world import NOW, menu, observation, option, pod, rendered, spec, traffic, workload
 
@@ -35,11 +36,35 @@ def entry(outcome: Outcome = Outcome.SUCCESSFUL, ago: float = 60.0, target: str 
     return HistoryEntry(**(fields | kw))
 
 
+def slower(ago: float, target: str = "ngram") -> HistoryEntry:
+    """A canary that was measured to be slower."""
+    return entry(Outcome.FAILED, ago=ago, target=target, outcome_reason=Ending.SLOWER)
+
+
 def running_ngram(acceptance: float = 0.6, batch: float = 8.0, step: float = 0.021, **kw: Any) -> Observation:
     policy = kw.pop("policy", spec())
     m = menu(policy)
     active = option(m, "ngram")
     return observation(policy, active=active, window=traffic(acceptance=acceptance, batch=batch, step=step), **kw)
+
+
+def seen(acceptance: float, ago: float = 600.0, step: float | None = 0.021) -> Knowledge:
+    """N-gram at K = 5 with this share of its drafted tokens accepted; its steps too, at 8 requests, unless None."""
+    times = () if step is None else (StepTime(8.0, 48.0, step, k=5, measured_at=NOW - ago),)
+    chance = next(c / 1000 for c in range(1001) if sum((c / 1000) ** i for i in range(1, 6)) >= 5 * acceptance)
+    return Knowledge(
+        measured_at=NOW - ago,
+        acceptance=(acceptance,) * 4,
+        drafts=Drafts(1.0, (chance,) * 5, NOW - ago, 1e5),
+        tokens_per_step=1 + 5 * acceptance,
+        step_times=times,
+    )
+
+
+def without(ago: float = 600.0, **kw: Any) -> dict[str, Knowledge]:
+    """The engine was seen without speculation."""
+    times = (StepTime(8.0, 8.0, 0.02, measured_at=NOW - ago), StepTime(2.0, 2.0, 0.0195, measured_at=NOW - ago))
+    return {"disabled": Knowledge(NOW - ago, step_times=times), **kw}
 
 
 MAY_WE_JUDGE = {
@@ -131,24 +156,22 @@ def test_at_low_load_a_profile_that_was_never_measured_is_worth_a_canary_not_a_r
 
 
 def test_a_well_measured_profile_that_pays_is_expected_to_pay() -> None:
-    known = {"ngram": Knowledge(NOW - 600, (0.75, 0.7, 0.75, 0.8), 4.7, (0.75,) * 5, 4.0, 5.0)}
-    d = decide(observation(knowledge=known))
+    d = decide(observation(knowledge={"ngram": seen(0.75)}))
     assert d.reason is Reason.CHEAPER_PROFILE
     assert d.gain is not None and d.gain.low > 1.0
     assert not d.protect_tail
+    assert "paid back after" in d.message and "expected to last 1h more" in d.message
 
 
 def test_what_runs_stays_when_it_is_the_fastest() -> None:
-    d = decide(running_ngram(acceptance=0.75, batch=4.0))
-    assert d.reason in (Reason.BEST_ALREADY, Reason.GAIN_TOO_SMALL)
+    d = decide(running_ngram(acceptance=0.75, batch=4.0, knowledge=without()))
+    assert d.reason is Reason.BEST_ALREADY
     assert not d.change
     assert d.target is not None and d.target.profile == "ngram"
 
 
 def test_a_profile_whose_acceptance_was_just_seen_to_be_low_is_not_tried_again() -> None:
-    known = {"ngram": Knowledge(NOW - 60, (0.1, 0.1, 0.1, 0.1), 1.5, (0.1,) * 5, 1.5, 5.0)}
-    d = decide(observation(knowledge=known))
-    assert not d.change
+    assert not decide(observation(knowledge={"ngram": seen(0.04, ago=60, step=None)})).change
 
 
 def test_rest_follows_a_change() -> None:
@@ -161,7 +184,9 @@ def test_rest_follows_a_change() -> None:
 @pytest.mark.parametrize(("failures", "factor"), [(0, 1), (1, 2), (2, 4), (3, 8), (9, 16)])
 def test_rest_doubles_with_each_failure(failures: int, factor: int) -> None:
     failed = [entry(Outcome.FAILED) for _ in range(failures)]
-    assert backoff(observation(history=(*failed, entry(target="disabled")))) == factor
+    o = observation(history=(*failed, entry(target="disabled")))
+    assert backoff(o, "ngram") == factor
+    assert backoff(o, "disabled") == 1, "what failed is the one, not the other"
 
 
 def test_changes_are_counted_per_day() -> None:
@@ -209,21 +234,16 @@ def test_the_same_observation_gives_the_same_decision() -> None:
     assert decide(o) == decide(o)
 
 
-def test_a_threshold_is_not_moved_for_what_the_model_gets_wrong() -> None:
+def test_a_schedule_is_not_changed_for_what_the_model_gets_wrong() -> None:
     """At a load far below either threshold both schedules do the same, however far measurement and model are apart."""
-    policy = spec(batchSizeTuning={"mode": "Auto"})
-    m = menu(policy)
-    fixed = option(m, "ngram")
-    assert fixed.speculation is not None
-    narrow = replace(fixed.speculation, schedule=(BatchRange(1, 15, 5), BatchRange(16, 256, 0)))
-    active = replace(fixed, speculation=narrow)
-    known = {"disabled": Knowledge(NOW, step_times=(StepTime(2.0, 2.0, 0.018), StepTime(64.0, 64.0, 0.0207)))}
-    pods = tuple(pod(f"p{i}", "old", active, traffic(acceptance=0.75, batch=2.0, step=0.03)) for i in range(3))
-    base = observation(policy, menu=m, active=fixed)
-    o = estimate(replace(base, active=active, pods=pods, knowledge=known), RooflineModel)
-    d = decide(o)
-    assert any(c.profile == "ngram" and c != active for c in o.estimates.candidates), "there is another threshold"
-    assert not d.change
+    o = running_ngram(acceptance=0.75, batch=2.0, step=0.03)
+    assert o.active is not None and o.active.speculation is not None
+    ranges = (BatchRange(1, 15, 5), BatchRange(16, 256, 0))
+    narrow = replace(o.active, speculation=replace(o.active.speculation, schedule=ranges))
+    assert o.estimates.modelled is not None and o.estimates.running is not None
+    assert o.estimates.running.tpot != o.estimates.modelled.tpot
+    same = unable(o, candidates=(narrow,), predictions={"ngram": o.estimates.modelled})
+    assert not decide(same).change
 
 
 def waiting_for(**fields: Any) -> str:
@@ -269,7 +289,7 @@ def test_where_there_is_nothing_else_it_says_why() -> None:
 
 
 def test_a_profile_that_cannot_carry_the_load_is_not_called_too_small_a_gain() -> None:
-    o = observation(knowledge={"ngram": Knowledge(NOW - 600, (0.75, 0.7, 0.75, 0.8), 4.7, (0.75,) * 5, 4.0, 5.0)})
+    o = observation(knowledge={"ngram": seen(0.75)})
     full = replace(o.estimates.predictions["ngram"], headroom=0.9)
     d = decide(unable(o, predictions={**o.estimates.predictions, "ngram": full}))
     assert d.reason is Reason.GAIN_TOO_SMALL and not d.change
@@ -277,27 +297,183 @@ def test_a_profile_that_cannot_carry_the_load_is_not_called_too_small_a_gain() -
 
 
 def test_where_nothing_carries_the_load_more_capacity_is_a_relief() -> None:
-    o = observation(knowledge={"ngram": Knowledge(NOW - 600, (0.75, 0.7, 0.75, 0.8), 4.7, (0.75,) * 5, 4.0, 5.0)})
+    o = observation(knowledge={"ngram": seen(0.75)})
     assert o.estimates.running is not None
     full, fuller = replace(o.estimates.predictions["ngram"], headroom=0.9), replace(o.estimates.running, headroom=0.5)
     d = decide(unable(o, predictions={**o.estimates.predictions, "ngram": full}, running=fuller))
     assert d.change and d.target is not None and d.target.profile == "ngram"
 
 
-def test_a_profile_that_is_barred_says_since_when_it_was_bad() -> None:
-    o = observation(knowledge={"ngram": Knowledge(NOW - 60, (0.3, 0.1, 0.3, 0.5), 2.5, (0.5,) * 5, 1.25, 5.0)})
-    d = decide(o)
-    assert d.reason is Reason.GAIN_TOO_SMALL
-    assert "but its acceptance was 0.30 1m ago, below 0.5" in d.message
+# --- what pays ------------------------------------------------------------------------------------------------------
+
+
+def faster(p: Prediction, factor: float, spread: float = 1.05) -> Prediction:
+    """The same `factor` times as fast."""
+    value = p.tpot.value / factor
+    return replace(p, tpot=Estimate(value, value / spread, value * spread))
+
+
+def expecting(
+    gain: float,
+    *,
+    spread: float = 1.05,
+    benefit: float = 1000.0,
+    duration: float = 7200.0,
+    payback: float | None = 900.0,
+    **changes: Any,
+) -> Observation:
+    """Nothing speculates; n-gram is expected to be faster by `gain`, times `spread` or less, and to bring `benefit`."""
+    o = observation(**changes)
+    modelled = o.estimates.modelled
+    assert modelled is not None
+    off, ngram = (replace(faster(modelled, f, s), headroom=9.0) for f, s in ((1.0, 1.01), (1 + gain, spread)))
+    outlook = replace(o.estimates.outlooks["ngram"], benefit=benefit, duration=duration, payback=payback)
+    return unable(
+        o, modelled=off, running=off, predictions={"disabled": off, "ngram": ngram}, outlooks={"ngram": outlook}
+    )
 
 
 def test_a_better_threshold_is_a_reason_of_its_own() -> None:
     o = running_ngram(acceptance=0.75, batch=4.0)
-    assert o.active is not None and o.active.speculation is not None
+    assert o.active is not None and o.active.speculation is not None and o.estimates.modelled is not None
     ranges = (BatchRange(1, 31, 5), BatchRange(32, 256, 0))
     scheduled = replace(o.active, speculation=replace(o.active.speculation, schedule=ranges))
     off = option(menu(spec()), "disabled")
-    here = o.estimates.predictions["ngram"]
-    faster = replace(here, tpot=Estimate(*(x / 2 for x in (here.tpot.value, here.tpot.low, here.tpot.high))))
-    d = decide(unable(o, candidates=(scheduled, off), predictions={"ngram": faster}, running=here))
+    better = unable(
+        o,
+        candidates=(scheduled, off),
+        predictions={"ngram": faster(o.estimates.modelled, 2.0)},
+        outlooks={"ngram": expecting(1.0).estimates.outlooks["ngram"]},
+    )
+    d = decide(better)
     assert d.reason is Reason.BETTER_THRESHOLD and d.target == scheduled
+
+
+@pytest.mark.parametrize(
+    ("o", "reason", "change"),
+    [
+        (expecting(0.3), Reason.CHEAPER_PROFILE, True),
+        (expecting(0.3, spread=2.0), Reason.WORTH_A_CANARY, True),
+        (expecting(0.3, benefit=-1.0), Reason.LOAD_TOO_SHORT, False),
+        (expecting(0.03), Reason.GAIN_TOO_SMALL, False),
+        (expecting(-0.3, benefit=-1.0, payback=None), Reason.BEST_ALREADY, False),
+    ],
+    ids=["sure", "not sure", "too short", "too small", "slower"],
+)
+def test_a_change_pays_when_its_gain_is_large_and_lasts(o: Observation, reason: Reason, change: bool) -> None:
+    d = decide(o)
+    assert (d.reason, d.change) == (reason, change)
+    assert d.target is not None and d.target.profile == ("ngram" if change else "disabled")
+
+
+def test_a_load_that_is_too_short_says_how_long_it_would_have_to_last() -> None:
+    text = decide(expecting(0.3, benefit=-1.0, duration=600.0, payback=1800.0)).message
+    assert "paid back after 30m" in text and "expected to last 10m more only" in text
+
+
+def test_a_profile_that_is_barred_says_since_when_it_was_bad() -> None:
+    d = decide(expecting(0.3, spread=1.4, knowledge={"ngram": seen(0.3, ago=60.0)}))
+    assert d.reason is Reason.GAIN_TOO_SMALL
+    assert "but its acceptance was 0.30 1m ago, below 0.5" in d.message
+
+
+def test_of_several_changes_the_one_that_brings_most_is_made() -> None:
+    """The draft model is faster now, n-gram for longer."""
+    profiles = [
+        {"name": "ngram", "method": "NGram", "numSpeculativeTokens": 5},
+        {"name": "draft", "method": "DraftModel", "numSpeculativeTokens": 3, "draftModel": {"model": "small"}},
+    ]
+    o = expecting(0.2, policy=spec(profiles=profiles), knowledge={"ngram": seen(0.75)})
+    e = o.estimates
+    both = unable(
+        o,
+        predictions={**e.predictions, "draft": faster(e.predictions["ngram"], 1.5)},
+        outlooks={**e.outlooks, "draft": replace(e.outlooks["ngram"], benefit=e.outlooks["ngram"].benefit / 2)},
+    )
+    assert "draft" in {c.profile for c in both.estimates.candidates}
+    d = decide(both)
+    assert d.change and d.target is not None and d.target.profile == "ngram"
+
+
+# --- a probe --------------------------------------------------------------------------------------------------------
+
+UNLIKELY = {"spread": 3.0, "benefit": -1.0, "payback": None}
+"""A win is not likely, but possible, and nobody has looked."""
+
+
+def test_a_win_that_is_plausible_is_worth_one_pod() -> None:
+    d = decide(expecting(-0.1, **UNLIKELY))
+    assert d.reason is Reason.WORTH_A_PROBE
+    assert d.change and d.target is not None and d.target.profile == "ngram"
+    assert d.required_gain == 0.05 and d.protect_tail
+
+
+@pytest.mark.parametrize(
+    "o",
+    [
+        expecting(-0.1, spread=1.02, benefit=-1.0, payback=None),
+        expecting(-0.7, **UNLIKELY | {"spread": 1.3}),
+        expecting(-0.1, **UNLIKELY, history=(entry(Outcome.FAILED, ago=3600.0),)),
+        unable(observation(), candidates=(option(menu(spec()), "disabled"),)),
+    ],
+    ids=["it is sure to lose", "a win is out of reach", "it was just tried", "there is nothing to try"],
+)
+def test_what_has_no_chance_or_was_just_tried_is_not_probed(o: Observation) -> None:
+    d = decide(o)
+    assert d.reason in (Reason.BEST_ALREADY, Reason.GAIN_TOO_SMALL) and not d.change
+
+
+def test_probes_that_fail_are_repeated_ever_more_seldom() -> None:
+    def tried(failures: int, hours: float) -> Reason:
+        history = tuple(entry(Outcome.FAILED, ago=3600.0 * (hours + n)) for n in range(failures))
+        return decide(expecting(-0.1, **UNLIKELY, history=history)).reason
+
+    waits = [next(h for h in (1, 2, 5, 9, 20, 40, 70) if tried(n, h) is Reason.WORTH_A_PROBE) for n in (1, 2, 3)]
+    assert waits == sorted(set(waits)), "each failure makes it rest longer"
+
+
+def test_a_pod_that_falls_behind_is_not_the_time_for_a_probe() -> None:
+    o = expecting(-0.1, **UNLIKELY)
+    assert o.estimates.running is not None
+    full = replace(o.estimates.running, headroom=0.9)
+    assert decide(unable(o, running=full)).reason is not Reason.WORTH_A_PROBE
+
+
+A_WHILE_AGO = 0.75 * PROBE_EVERY
+"""Long enough for another try where things have turned, too short where they have not."""
+
+
+@pytest.mark.parametrize(("acceptance", "again"), [(0.6, False), (0.2, True)])
+def test_when_the_traffic_has_turned_a_profile_that_was_just_tried_is_tried_again(
+    acceptance: float, again: bool
+) -> None:
+    """As the drafts of the profile that ran beside it show: 0.6 of them were accepted then."""
+    then, other = seen(0.6, ago=A_WHILE_AGO), seen(acceptance, ago=0.0)
+    assert then.drafts is not None
+    was = seen(0.6).drafts
+    assert was is not None
+    ngram = replace(then, drafts=replace(then.drafts, beside=("draft", was.extra)))
+    o = expecting(-0.1, **UNLIKELY, history=(slower(A_WHILE_AGO),))
+    d = decide(replace(o, knowledge={**o.knowledge, "ngram": ngram, "draft": other}))
+    assert (d.reason is Reason.WORTH_A_PROBE) is again
+
+
+@pytest.mark.parametrize(("factor", "again"), [(1.0, False), (1.3, False), (2.0, True), (0.5, True)])
+def test_so_it_is_when_the_load_has_turned(factor: float, again: bool) -> None:
+    o = expecting(-0.1, **UNLIKELY, history=(slower(A_WHILE_AGO),))
+    now = o.loads.at(NOW)
+    assert now is not None
+    past = LoadHistory(int(NOW // BUCKET) - 40, (*[now / factor] * 40, now), BUCKET)
+    assert (decide(replace(o, loads=past)).reason is Reason.WORTH_A_PROBE) is again
+    assert backoff(replace(o, loads=past), "ngram") == (1 if again else 2)
+
+
+def test_that_it_does_not_run_is_true_of_any_load() -> None:
+    history = (entry(Outcome.FAILED, ago=3600.0, outcome_reason=Ending.CRASH_LOOPING),)
+    o = expecting(-0.1, **UNLIKELY, history=history)
+    quiet = LoadHistory(int(NOW // BUCKET) - 40, (*[1.0] * 40, o.loads.at(NOW) or 0.0), BUCKET)
+    assert backoff(replace(o, loads=quiet), "ngram") == 2
+
+
+def test_what_failed_for_what_was_measured_is_told_by_the_names_of_the_endings() -> None:
+    assert {e.value for e in Ending} >= MEASURED

@@ -170,8 +170,14 @@ def test_a_pod_that_was_given_up_in_vain_comes_back() -> None:
 
 
 def analysed(canary_step: float, *, age: float = 75.0, acceptance: float = 0.75, **changes: Any) -> Step:
+    """`canary_step` without what the model says of the load after a promotion: `test_load_correction`."""
     new = canary(window=traffic(acceptance=acceptance, step=canary_step))
-    return advance(during(RolloutPhase.ANALYSING, *OLD, new, age=age, **changes), HOLD)
+    o = during(RolloutPhase.ANALYSING, *OLD, new, age=age, **changes)
+    return advance(replace(o, estimates=replace(o.estimates, load_corrections={"ngram": 0.0})), HOLD)
+
+
+FIFTH = 0.02 / 1.2 * 4.75
+"""Seconds of a step that is a fifth faster, token for token."""
 
 
 def test_a_faster_canary_is_promoted() -> None:
@@ -183,8 +189,17 @@ def test_a_faster_canary_is_promoted() -> None:
 
 
 def test_no_verdict_before_the_time_is_over() -> None:
-    step = analysed(0.022, age=40.0)
+    """Ten seconds of warm-up and a minute."""
+    step = analysed(FIFTH, age=60.0)
     assert step.rollout is not None and step.rollout.phase is RolloutPhase.ANALYSING
+    step = analysed(FIFTH)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.PROMOTING
+
+
+@pytest.mark.parametrize(("age", "phase"), [(35.0, RolloutPhase.ANALYSING), (45.0, RolloutPhase.PROMOTING)])
+def test_half_of_the_time_is_enough_where_it_is_plain(age: float, phase: RolloutPhase) -> None:
+    step = analysed(0.022, age=age)
+    assert step.rollout is not None and step.rollout.phase is phase
 
 
 def test_harm_is_ended_early() -> None:

@@ -209,6 +209,7 @@ def test_families_that_are_not_used_are_not_read() -> None:
         "vllm:num_requests_running_total nonsense",
         "vllm:spec_decode_num_drafts_created{} 1",
         "",
+        "vllm:num_requests",
         RUNNING,
         "# EOF",
     )

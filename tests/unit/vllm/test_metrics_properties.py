@@ -138,6 +138,15 @@ def test_the_order_of_labels_says_nothing(seed: int, name: str) -> None:
 
 
 @any_time
+@given(st.integers(), st.sampled_from(sorted(PAGES)))
+def test_the_order_of_lines_and_blank_ones_among_them_say_nothing(seed: int, name: str) -> None:
+    """Samples of a name need not follow each other."""
+    lines = [line for line in PAGES[name].splitlines() if not line.startswith(b"#")] + [b"", b"   "] * 20
+    Random(seed).shuffle(lines)
+    assert read_page(b"\n".join(lines) + b"\n") == WHOLE[name]
+
+
+@any_time
 @given(st.dictionaries(st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,8}", fullmatch=True), st.text(max_size=12), max_size=5))
 def test_any_labels_survive_being_written_and_read(labels: dict[str, str]) -> None:
     def escaped(value: str) -> str:

@@ -1,0 +1,216 @@
+"""No harm: random days of random services under the operator, beside the same services left alone.
+
+python benchmarks/bench_no_harm.py [--count N] [--first SEED] [--processes N] [--output FILE]
+
+The operator may cost what its canaries lost while they were measured, and `NOISE`: more is harm. Writes
+benchmarks/results/no-harm.json, with the worst scenarios as YAML: saved in benchmarks/scenarios (where the acceptance
+table lies that some of them name), they run with `specdecode simulate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from provenance import provenance, side_by_side
+from random_scenarios import random_scenario
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from specdecode.policy.decision import Reason
+from specdecode.sim.twin.agents import START, Look
+from specdecode.sim.twin.result import ALONE, OPERATOR, Result
+from specdecode.sim.twin.run import simulate
+from specdecode.sim.twin.scenario import Scenario, parse_scenario
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "no-harm.json"
+NOISE = 0.005
+"""Share of TPOT by which two runs of the same service differ by chance; `noise` in the results is what was seen."""
+REPEATED = 20
+"""Of so many scenarios the service left alone is run again with another seed, to see the noise."""
+WORST = 10
+
+Json = dict[str, Any]
+
+
+class Exhausted:
+    """Counts how often the day's limit of changes held something back."""
+
+    def __init__(self) -> None:
+        self.times = {"changes": 0, "restarts": 0}
+        self._held: str | None = None
+
+    def watch(self, look: Look) -> None:
+        """One tick; the same thing held back over many ticks counts once."""
+        held = look.decision.held_back
+        stopped = held is not None and held[0] == Reason.CHANGES_EXHAUSTED
+        now = ("restarts" if look.decision.restart else "changes") if stopped else None
+        if now is not None and now != self._held:
+            self.times[now] += 1
+        self._held = now
+
+
+def scenario_of(text: str) -> Scenario:
+    """A scenario, with the acceptance tables of benchmarks/scenarios in reach."""
+    return parse_scenario(text, folder=HERE / "scenarios")
+
+
+def probe_cost(result: Result, scenario: Scenario) -> float:
+    """What the canaries that lost have cost, by the operator's own figures: a share of TPOT.
+
+    Of each the share of the day's requests that it served (those of its time, from ready to gone, over the pods that
+    shared them) times how much slower it was, as the operator measured it.
+    """
+    requests = sum(row["requests_per_second"] for row in result.timeline)
+    times = [*(row["t"] for row in result.timeline), result.duration_seconds]
+    cost = 0.0
+    for change in result.changes:
+        gain = change["canary_gain"]
+        if gain is None or gain["value"] >= 0 or not requests:
+            continue
+        first, last = (_seconds(change[name]) for name in ("time", "finished"))
+        first += scenario.roll_time
+        for row, (start, end) in zip(result.timeline, itertools.pairwise(times), strict=True):
+            share = max(0.0, min(last, end) - max(first, start)) / (end - start)
+            sharing = row["pods"] + (1 if scenario.spare_gpus else 0)
+            cost += share * row["requests_per_second"] / requests / sharing * (1 / (1 + gain["value"]) - 1)
+    return cost
+
+
+def _seconds(time: str) -> float:
+    return datetime.fromisoformat(time).timestamp() - START
+
+
+def judge(text: str, *, seed: int | None = None) -> Json:
+    """One scenario: how much slower the operator was, what its canaries cost, and what is left as harm."""
+    scenario, exhausted = scenario_of(text), Exhausted()
+    result = simulate(scenario, [OPERATOR, ALONE], seed=seed, watch=exhausted.watch)
+    ours, alone = result.agents[OPERATOR], result.agents[ALONE]
+    slower = ours["tpot_mean"] / alone["tpot_mean"] - 1
+    cost = probe_cost(result, scenario)
+    return {
+        "name": scenario.name,
+        "slower": round(slower, 5),
+        "probe_cost": round(cost, 5),
+        "harm": round(slower - cost, 5),
+        "waiting_at_end": {"operator": ours["waiting_at_end"], "alone": alone["waiting_at_end"]},
+        "alone_tpot_ms": round(1e3 * alone["tpot_mean"], 2),
+        "changes": ours["canaries"],
+        "rolls": ours["rolls"],
+        "limit": scenario.policy.rollout.max_changes_per_day,
+        "most_changes_in_a_day": most_in_a_day([_seconds(c["time"]) for c in result.changes]),
+        "exhausted": exhausted.times,
+        "predictions": result.calibration["predictions"] if result.calibration else 0,
+        "covered": result.calibration["covered"] if result.calibration else 0,
+        "history": [
+            f"{_seconds(c['time']) / 3600:.2f} h {c['from']['profile']} to {c['to']['profile']} ({c['trigger']}):"
+            f" {c['outcome']}, {c['message']}"
+            for c in result.changes
+        ],
+        "yaml": text,
+    }
+
+
+def most_in_a_day(times: Sequence[float]) -> int:
+    """Most changes that began within 24 hours."""
+    return max((sum(0 <= other - t < 86_400 for other in times) for t in times), default=0)
+
+
+def work(seed: int) -> Json:
+    """Draw and judge."""
+    return judge(yaml.safe_dump(random_scenario(seed), sort_keys=False))
+
+
+def noise(seed: int) -> float:
+    """By how much two runs of a service that is left alone differ."""
+    scenario = scenario_of(yaml.safe_dump(random_scenario(seed), sort_keys=False))
+    one, two = (simulate(scenario, [ALONE], seed=s).agents[ALONE]["tpot_mean"] for s in (seed, seed + 1_000_000))
+    return abs(float(one / two) - 1)
+
+
+def summary(judged: Sequence[Json], noises: Sequence[float]) -> Json:
+    """What they say together."""
+    slower = sorted(j["slower"] for j in judged)
+    predictions = sum(j["predictions"] for j in judged)
+    return {
+        "scenarios": len(judged),
+        "harmed": sum(j["harm"] > NOISE for j in judged),
+        "worst_harm": max(j["harm"] for j in judged),
+        "worst_slower": slower[-1],
+        "median_faster": round(1 / (1 + statistics.median(slower)) - 1, 4),
+        "faster_by_1_percent_or_more": sum(s < -0.01 for s in slower),
+        "slower_by_1_percent_or_more": sum(s > 0.01 for s in slower),
+        "allowed_noise": NOISE,
+        "noise": {"scenarios": len(noises), "median": _middle(noises), "largest": round(max(noises, default=0.0), 5)},
+        "changes_a_day_mean": round(statistics.fmean(j["changes"] for j in judged), 2),
+        "beyond_the_limit": sum(j["most_changes_in_a_day"] > j["limit"] for j in judged),
+        "stopped_by_the_limit": sum(j["exhausted"]["changes"] > 0 for j in judged),
+        "restarts_stopped_by_theirs": sum(j["exhausted"]["restarts"] > 0 for j in judged),
+        "interval_coverage": round(sum(j["covered"] for j in judged) / predictions, 4) if predictions else None,
+        "worst": sorted(judged, key=lambda j: -j["harm"])[:WORST],
+    }
+
+
+def _middle(values: Sequence[float]) -> float:
+    return round(statistics.median(values), 5) if values else 0.0
+
+
+def lines(found: Json) -> Iterator[str]:
+    """For the terminal."""
+    yield (
+        f"{found['scenarios']} scenarios: {found['harmed']} harmed (slower by more than what the canaries cost and"
+        f" {NOISE:.1%} of noise), worst {found['worst_harm']:+.2%}"
+    )
+    yield (
+        f"faster by 1 % or more in {found['faster_by_1_percent_or_more']}, slower in"
+        f" {found['slower_by_1_percent_or_more']}; median {found['median_faster']:+.1%}"
+    )
+    yield (
+        f"noise: alone with another seed differs by {found['noise']['median']:.2%} (median), at most"
+        f" {found['noise']['largest']:.2%}, in {found['noise']['scenarios']} scenarios"
+    )
+    yield (
+        f"{found['changes_a_day_mean']} changes a day; {found['beyond_the_limit']} scenarios beyond the limit,"
+        f" {found['stopped_by_the_limit']} stopped by it ({found['restarts_stopped_by_theirs']} in restarts)"
+    )
+    coverage = found["interval_coverage"]
+    yield f"predictions within their 90 % interval: {'–' if coverage is None else f'{coverage:.0%}'}"
+    for j in found["worst"]:
+        yield (
+            f"  {j['name']}: slower {j['slower']:+.2%}, of it canaries {j['probe_cost']:.2%};"
+            f" {j['changes']} changes, {j['rolls']} of them promoted"
+        )
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description="Random days under the operator, and left alone.")
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, metavar="SEED")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    seeds = range(asked.first, asked.first + asked.count)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        judged = list(
+            progress.track(side_by_side(work, seeds, asked.processes), total=len(seeds), description="operator, alone")
+        )
+        noises = list(side_by_side(noise, seeds[:REPEATED], asked.processes))
+    results = {**provenance(), **summary(judged, noises)}
+    asked.output.parent.mkdir(parents=True, exist_ok=True)
+    asked.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for line in lines(results):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

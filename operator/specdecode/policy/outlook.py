@@ -1,0 +1,118 @@
+"""Is a change worth it? What it brings over the time that it is bound to run, against what it costs.
+
+A change takes time before it helps (canary, analysis, one pod after the other), costs the restarts of the pods and
+their prefix caches, and binds the workload until the next change is allowed. So its gain now is not enough: the gain is
+added up over what the load is expected to be. How long loads like this last is taken from the workload's own history:
+the mean further duration of earlier stretches at which the change would have paid and that lasted at least as long as
+this one has; without such, as long as it has lasted so far (Lindy's law), at least `USUAL`. After it comes what
+yesterday brought at the same time of day, else what the history brings on average. Short bursts are thus left to the
+batch-size schedule inside the engine; shifts that last are answered with a roll.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specdecode.model.estimate import Z90, Estimate
+from specdecode.model.loads import BUCKET, DAY, LoadHistory
+
+USUAL = 3600.0
+"""Seconds that a load is expected to last when nothing is known."""
+LONGEST = 6 * 3600.0
+SHORTEST_HISTORY = 3600.0
+"""Seconds of history from which its average counts."""
+
+Array = NDArray[np.float64]
+
+GainOf = Callable[[Array], Array]
+"""Loads of the whole workload in tokens/s -> gain at each: log of the TPOT now over the TPOT after the change."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a change costs."""
+
+    delay: float
+    """Seconds until it is in force."""
+    restart: float
+    """Seconds of service that each pod loses: start-up and a cold prefix cache."""
+    commitment: float
+    """Seconds until the next change may be in force."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What to expect of a change."""
+
+    duration: float
+    """Further seconds that loads like today's are expected to last: those at which the change pays as today, or does
+    not."""
+    benefit: float
+    """Seconds of work at today's load that it saves over its horizon, costs subtracted: pays when positive."""
+    average: float
+    """Mean gain over the horizon, log of a ratio of TPOTs."""
+    payback: float | None
+    """Seconds after which it has paid for itself at today's gain; None: never."""
+
+
+def outlook(history: LoadHistory, now: float, load: float, gain_of: GainOf, cost: Cost) -> Outlook:
+    """What a change would bring from now on. `load`: of the whole workload, tokens/s."""
+    loads = np.asarray(history.tokens_per_second, dtype=np.float64)
+    known = loads >= 0
+    gains = gain_of(np.append(np.maximum(loads, 0.0), load))
+    gains, today = gains[:-1], float(gains[-1])
+    duration = _duration(np.where(known, gains > 0, today <= 0), today > 0, history.seen)
+    at = np.arange(max(1, round(max(cost.commitment, duration) / BUCKET))) * BUCKET
+    yesterday = ((now + at - DAY) // BUCKET).astype(int) - history.first
+    remembered = (yesterday >= 0) & (yesterday < len(loads))
+    remembered[remembered] = known[yesterday[remembered]]
+    usual = float(gains[known] @ loads[known] / max(loads[known].sum(), 1e-9)) if known.any() else today
+    gain = np.full(len(at), usual if known.sum() * BUCKET >= SHORTEST_HISTORY else today)
+    weight = np.ones(len(at))
+    gain[remembered] = gains[yesterday[remembered]]
+    weight[remembered] = loads[yesterday[remembered]] / max(load, 1e-9)
+    lasting = at < duration
+    gain[lasting], weight[lasting] = today, 1.0
+    weight[at < cost.delay] = 0.0
+    saved = float(weight @ gain)
+    return Outlook(
+        duration=duration,
+        benefit=saved * BUCKET - cost.restart,
+        average=saved / max(float(weight.sum()), 1e-9),
+        payback=cost.delay + cost.restart / today if today > 0 else None,
+    )
+
+
+def _duration(pays: NDArray[np.bool_], today: bool, seen: float) -> float:
+    """Expected further duration of the stretch that lasts now, from the buckets in which the change pays or not."""
+    alike = np.append(pays == today, False)
+    edges = np.nonzero(np.diff(alike, prepend=False))[0]
+    starts, ends = edges[::2], edges[1::2]
+    lengths = (ends - starts) * BUCKET
+    elapsed = 0.0
+    if len(ends) and ends[-1] == len(pays):
+        elapsed = float(lengths[-1]) - BUCKET + seen
+        starts, lengths = starts[:-1], lengths[:-1]
+    # One that was under way when the history began may have been longer.
+    longer = lengths[(starts > 0) & (lengths > elapsed)] - elapsed
+    # What is believed without history weighs as much as one stretch of it.
+    return float((min(max(elapsed, USUAL), LONGEST) + longer.sum()) / (1 + len(longer)))
+
+
+def worth_of_trying(gain: Estimate, least: float, lasts: float, cost: Cost, pods: int) -> float:
+    """Seconds of work that a canary of something uncertain is expected to save.
+
+    Its expected improvement (E[max(gain - least, 0)] of a log-normal gain; Jones et al. 1998) over the seconds that
+    what it shows holds good, less what one pod of `pods` may lose while it is measured, and its restart and that back.
+    """
+    sd = max((math.log1p(gain.high) - math.log1p(gain.low)) / (2 * Z90), 1e-6)
+    mean = math.log1p(gain.value) - math.log1p(least)
+    z = mean / sd
+    improvement = sd * math.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) + mean * 0.5 * (1 + math.erf(z / math.sqrt(2)))
+    worsening = improvement - mean
+    return improvement * (lasts - cost.delay) - (worsening * cost.delay + 2 * cost.restart) / pods

@@ -1,0 +1,124 @@
+"""One scenario, from the file to the figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from specdecode.api.v1alpha1 import DISABLED
+from specdecode.model.cost import Option
+from specdecode.sim.twin.agents import Alone, Look, Operator
+from specdecode.sim.twin.baselines import AcceptedLengthTiers, Planned, ThresholdOnly, scheduled_by_hand
+from specdecode.sim.twin.calibration import Calibration
+from specdecode.sim.twin.deployment import GRACE
+from specdecode.sim.twin.oracle import plan
+from specdecode.sim.twin.result import ALONE, EMA, OPERATOR, ORACLE, SCHEDULE, STATIC, THRESHOLD, Result, result_of
+from specdecode.sim.twin.scenario import Scenario, ScenarioError
+from specdecode.sim.twin.simulation import BUCKET, Player, Simulation
+from specdecode.sim.twin.truth import Truth
+from specdecode.sim.twin.world import World, world_of
+from specdecode.vllm.capabilities import capabilities
+
+REHEARSAL = 2.0
+"""The oracle's options are tried in time steps this many times as long: their mean costs are the same."""
+REPRESENTATIVE = 6
+"""Times of the scenario whose traffic a schedule of the oracle's is made for, at most."""
+
+
+def simulate(
+    scenario: Scenario,
+    agents: Iterable[str] | None = None,
+    *,
+    seed: int | None = None,
+    watch: Callable[[Look], None] | None = None,
+) -> Result:
+    """Run a scenario.
+
+    `agents` names those that take part, all by default; `watch` sees every tick of the operator. Raises ScenarioError.
+    """
+    began = time.perf_counter()
+    seed = scenario.seed if seed is None else seed
+    world = world_of(scenario)
+    calibration = Calibration(world)
+
+    def look_on(look: Look) -> None:
+        calibration.watch(look)
+        if watch is not None:
+            watch(look)
+
+    cast = _cast(world, seed, look_on)
+    wanted = dict.fromkeys(agents if agents is not None else [OPERATOR, *(scenario.baselines or cast)])
+    if unknown := [name for name in wanted if name not in cast]:
+        raise ScenarioError(f"agents: there is no {', '.join(unknown)}; there are {', '.join(cast)}")
+    simulation = Simulation(world, [cast[name]() for name in wanted], seed)
+    simulation.run()
+    return result_of(simulation, seed, time.perf_counter() - began, calibration)
+
+
+def _cast(world: World, seed: int, watch: Callable[[Look], None]) -> Mapping[str, Callable[[], Player]]:
+    """All agents by name, each made when it is wanted."""
+    scenario, options = world.scenario, world.options
+    off, start = options[DISABLED], options[scenario.start]
+    speculating = [o for o in options.values() if o.speculation is not None]
+    first = speculating[0] if speculating else off
+
+    def threshold_only() -> Player:
+        agent = ThresholdOnly(speculating, off, scenario.policy.metrics.window, give_up_one=world.cramped)
+        return Player(THRESHOLD, agent, first)
+
+    def static(option: Option) -> Callable[[], Player]:
+        return lambda: Player(f"{STATIC}{option.profile}", Alone(), option)
+
+    return {
+        OPERATOR: lambda: Player(OPERATOR, Operator(scenario, watch), start),
+        ORACLE: lambda: _oracle(world, seed),
+        ALONE: lambda: Player(ALONE, Alone(), start),
+        **{f"{STATIC}{name}": static(option) for name, option in options.items()},
+        THRESHOLD: threshold_only,
+        SCHEDULE: lambda: Player(SCHEDULE, Alone(), scheduled_by_hand(first, world.times, scenario.version)),
+        EMA: lambda: Player(EMA, AcceptedLengthTiers(first, world.times), first),
+    }
+
+
+def _oracle(world: World, seed: int) -> Player:
+    """The clairvoyant, after a rehearsal of everything that it could run. It begins with what runs at first."""
+    start = world.options[world.scenario.start]
+    options = [start, *(o for o in _choices(world) if o != start)]
+    rehearsal = Simulation(
+        world.in_steps_of(world.dt * REHEARSAL),
+        [Player(str(i), Alone(), option) for i, option in enumerate(options)],
+        seed,
+        latencies=False,
+    )
+    rehearsal.run()
+    tally, coarse = rehearsal.tally, rehearsal.world
+    offered = np.array(
+        [
+            coarse.demand.offered_tokens(b * rehearsal.bucket_steps, (b + 1) * rehearsal.bucket_steps)
+            for b in range(len(tally.tokens))
+        ]
+    )
+    tpot = tally.request_seconds / np.maximum(tally.tokens, 1e-9)
+    starts = np.arange(len(tpot)) * rehearsal.bucket_steps
+    roll = coarse.replicas[starts] * (world.scenario.roll_time + GRACE)
+    moves = plan(tpot * offered[:, None], options, BUCKET, roll.tolist())
+    return Player(ORACLE, Planned(moves, give_up_one=world.cramped), options[0])
+
+
+def _choices(world: World) -> list[Option]:
+    """Every profile at its fixed K, and with the best schedule for the traffic of a few times."""
+    truth, able = Truth(world.times, world.gains), capabilities(world.scenario.version)
+    found: dict[int, Option] = {world.times.variant(o): o for o in world.options.values()}
+    epochs = np.unique(np.linspace(0, len(world.demand.mixes) - 1, REPRESENTATIVE + 2)[1:-1].astype(int))
+    for option in world.options.values():
+        speculation = option.speculation
+        if speculation is None or speculation.vllm_method is None or not able.schedule_method(speculation.vllm_method):
+            continue
+        for epoch in epochs:
+            mix, t = world.demand.mixes[epoch], epoch * world.demand.epoch_steps * world.dt
+            best = replace(option, speculation=truth.best_schedule(option.profile, speculation, mix, t))
+            found.setdefault(world.times.variant(best), best)
+    return list(found.values())

@@ -1,0 +1,308 @@
+"""A canary takes a part of the load; what it shows is corrected for the load that comes back after the promotion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specdecode.api.v1alpha1 import Outcome, RolloutPhase
+from specdecode.model.cost import Band, CostModel, OfferedLoad, Option, Prediction
+from specdecode.model.estimate import Estimate
+from specdecode.policy.clock import text_of
+from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.estimating import LARGEST_CORRECTION, Evidence, estimate
+from specdecode.policy.observation import Observation, Pod
+from specdecode.policy.outlook import Array
+from specdecode.rollout.analysis import Figure, compare, judge, value_of
+from specdecode.rollout.ending import Ending
+from specdecode.rollout.phases import Step, advance
+from support.world import NOW, menu, observation, option, pod, rendered, spec, traffic, workload
+
+MENU = menu(spec())
+OFF, NGRAM = option(MENU, "disabled"), option(MENU, "ngram")
+
+
+class Crossing:
+    """TPOT of n-gram crosses that of off at a load: `slope` is the log by which it loses per doubling of the load."""
+
+    def __init__(self, even: float, slope: float) -> None:
+        self._even, self._slope = even, slope
+
+    def _tpot(self, option: Option, load: float) -> float:
+        off = 0.02 * (1 + load / 1e4)
+        return off if option.speculation is None else off * math.exp(self._slope * math.log2(load / self._even))
+
+    def predict(self, option: Option, load: OfferedLoad, acceptance: float | None = None) -> Prediction:
+        value = self._tpot(option, load.tokens_per_second)
+        return Prediction(Estimate(value, value * 0.9, value * 1.1), 8.0, 5.0)
+
+    def acceptance(self, option: Option) -> Estimate | None:
+        return None
+
+    def tpots(self, option: Option, load: OfferedLoad, tokens_per_second: Sequence[float]) -> Sequence[Estimate]:
+        return [self.predict(option, replace(load, tokens_per_second=asked)).tpot for asked in tokens_per_second]
+
+    def log_tpot(self, option: Option, load: OfferedLoad, tokens_per_second: Array) -> Array:
+        return np.log([self._tpot(option, asked) for asked in tokens_per_second])
+
+    def band(self, option: Option, load: OfferedLoad | None) -> Band | None:
+        return None
+
+    def tuned(self, option: Option, load: OfferedLoad, *, one_threshold: bool) -> Option | None:
+        return None
+
+
+def serving(replicas: int, model: CostModel, **changes: Any) -> Observation:
+    """Pods without speculation under an even load."""
+    pods = tuple(pod(f"p{i}", "old", OFF, traffic()) for i in range(replicas))
+    base = observation(pods=pods, workload=workload(rendered(MENU, "disabled"), replicas=replicas), menu=MENU)
+    again = replace(base, knowledge={}, **changes)
+
+    def fitted(_: Evidence) -> CostModel:
+        return model
+
+    return estimate(again, fitted)
+
+
+def load_of(o: Observation) -> float:
+    assert o.estimates.load is not None
+    return o.estimates.load.tokens_per_second
+
+
+LOAD = load_of(serving(2, Crossing(100.0, 0.0)))
+
+
+# --- how large it is ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("replicas", "share"), [(1, 1 / 2), (2, 2 / 3), (8, 8 / 9)])
+def test_the_correction_is_what_the_model_says_of_the_two_loads(replicas: int, share: float) -> None:
+    o = serving(replicas, Crossing(LOAD, 0.1))
+    assert o.estimates.load_corrections["ngram"] == pytest.approx(0.1 * math.log2(share))
+    assert o.estimates.load_corrections["disabled"] == 0.0, "what runs is not corrected"
+
+
+@pytest.mark.parametrize(("slope", "correction"), [(3.0, -LARGEST_CORRECTION), (-3.0, 0.0), (0.0, 0.0)])
+def test_the_correction_is_bounded_and_never_speaks_for_drafts(slope: float, correction: float) -> None:
+    """The model's word alone promotes none."""
+    o = serving(2, Crossing(LOAD, slope))
+    assert o.estimates.load_corrections["ngram"] == pytest.approx(correction)
+
+
+@pytest.mark.parametrize(("slope", "correction"), [(3.0, LARGEST_CORRECTION), (-3.0, -LARGEST_CORRECTION)])
+def test_it_may_speak_for_no_speculation(slope: float, correction: float) -> None:
+    window = traffic(acceptance=0.2)
+    pods = tuple(pod(f"p{i}", "old", NGRAM, window) for i in range(2))
+    base = observation(pods=pods, active=NGRAM, menu=MENU, workload=workload(rendered(MENU, "ngram"), replicas=2))
+    o = estimate(replace(base, knowledge={}), lambda _: Crossing(LOAD, slope))
+    assert o.estimates.load_corrections["disabled"] == pytest.approx(correction)
+
+
+def test_the_models_own_corrections_are_finite_and_bounded() -> None:
+    for window in (traffic(), traffic(batch=1.0), traffic(batch=200.0, step=0.1)):
+        corrections = observation(window=window).estimates.load_corrections
+        assert corrections and all(abs(c) <= LARGEST_CORRECTION for c in corrections.values())
+
+
+# --- what it does -------------------------------------------------------------------------------------------------
+
+
+def canary(step: float) -> Pod:
+    return pod("new", "new", NGRAM, traffic(acceptance=0.2, step=step))
+
+
+def old(count: int) -> tuple[Pod, ...]:
+    return tuple(pod(f"old-{i}", "old", OFF, traffic(step=0.02)) for i in range(count))
+
+
+def wants_ngram() -> Decision:
+    return Decision(Reason.CHEAPER_PROFILE, "it pays", NGRAM, change=True, required_gain=0.05)
+
+
+def analysed(o: Observation, canary_step: float, model: CostModel | None = None, **update: Any) -> Step:
+    """The change that begins with `o`, when its canary has been measured for long enough; `model`: what is thought of
+    the load by then. Without one: nothing, so that what was thought at the beginning counts."""
+    begun = advance(o, wants_ngram()).rollout
+    assert begun is not None and o.workload is not None
+    phase = {
+        "phase": RolloutPhase.ANALYSING,
+        "phase_started_at": text_of(NOW - 75),
+        "canary_ready_at": text_of(NOW - 75),
+    }
+    replicas = o.workload.replicas
+    live = workload(rendered(MENU, "ngram"), revision="new", settled=False, replicas=replicas)
+    during = observation(
+        active=OFF,
+        menu=MENU,
+        pods=(*old(replicas), canary(canary_step)),
+        workload=live,
+        rollout=begun.model_copy(update=phase | update),
+    )
+    if model is None:
+        during = replace(during, estimates=replace(during.estimates, load_corrections={}))
+    else:
+        during = estimate(during, lambda _: model)
+    return advance(during, Decision(Reason.CHANGE_IN_PROGRESS, "going on"))
+
+
+LOSING = Crossing(LOAD, 0.15)
+NEAR_BREAK_EVEN = serving(2, LOSING)
+"""Two pods: with the canary each has two thirds of the load, where n-gram gains 9 %. At the whole of it, nothing."""
+
+
+def test_two_pods_near_break_even_are_not_promoted_for_the_canarys_share_of_the_load() -> None:
+    gaining = 0.04 / math.exp(0.15 * math.log2(3 / 2)) / 1.02
+    step = analysed(NEAR_BREAK_EVEN, gaining)
+    assert step.rollout is not None
+    assert step.rollout.load_correction == pytest.approx(-0.15 * math.log2(3 / 2), abs=1e-4)
+    assert (step.rollout.outcome, step.rollout.outcome_reason) == (Outcome.FAILED, "GainTooSmall")
+    assert step.rollout.message == (
+        "too small: gain +2 % (+2 to +2 %), -8 % of it for the load without the additional pod"
+    )
+    naive = analysed(NEAR_BREAK_EVEN, gaining, load_correction=0.0)
+    assert naive.rollout is not None and naive.rollout.phase is RolloutPhase.PROMOTING, "as measured, it seems to pay"
+
+
+def test_a_gain_that_is_still_one_at_the_whole_load_is_promoted() -> None:
+    step = analysed(NEAR_BREAK_EVEN, 0.03)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.PROMOTING
+    assert step.rollout.gain is not None
+    assert step.rollout.gain.value == pytest.approx(4 / 3 * math.exp(-0.15 * math.log2(3 / 2)) - 1, abs=1e-3)
+
+
+def test_what_would_gain_more_with_the_load_must_have_shown_enough_without() -> None:
+    """A mixture of experts gains most at middle batch sizes: that is the model's word, and not measured."""
+    small, enough = (analysed(serving(2, Crossing(LOAD, -0.15)), 0.04 / gain) for gain in (1.01, 1.06))
+    assert small.rollout is not None and enough.rollout is not None
+    assert small.rollout.load_correction == 0.0
+    assert small.rollout.outcome_reason == "GainTooSmall"
+    assert enough.rollout.phase is RolloutPhase.PROMOTING
+
+
+def test_a_canary_in_the_place_of_another_pod_is_not_corrected() -> None:
+    step = analysed(NEAR_BREAK_EVEN, 0.037, give_up_one=True)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.PROMOTING
+    assert step.rollout.gain is not None and step.rollout.gain.value == pytest.approx(0.04 / 0.037 - 1, abs=1e-3)
+    assert "load" not in step.rollout.message
+
+
+@pytest.mark.parametrize(("slope", "promoted"), [(0.15, False), (0.0, True), (-0.15, True)])
+def test_while_it_is_measured_the_correction_is_what_is_thought_by_then(slope: float, promoted: bool) -> None:
+    """The canary, a tenth faster at two thirds of the load, teaches what its profile costs."""
+    step = analysed(NEAR_BREAK_EVEN, 0.04 / 1.1, Crossing(LOAD, slope))
+    assert step.rollout is not None
+    assert (step.rollout.phase is RolloutPhase.PROMOTING) is promoted
+    correction = min(-slope * math.log2(3 / 2), 0.0)
+    assert step.rollout.gain is not None
+    assert step.rollout.gain.value == pytest.approx(1.1 * math.exp(correction) - 1, abs=1e-3)
+
+
+def test_while_a_canary_is_there_the_load_of_now_is_what_it_leaves() -> None:
+    """Each of the two has two thirds of what they had, and will have."""
+    begun = advance(NEAR_BREAK_EVEN, wants_ngram()).rollout
+    assert begun is not None
+    during = replace(NEAR_BREAK_EVEN, rollout=begun.model_copy(update={"phase": RolloutPhase.ANALYSING}))
+    asked: list[float] = []
+
+    class Listening(Crossing):
+        def log_tpot(self, option: Option, load: OfferedLoad, tokens_per_second: Array) -> Array:
+            asked.extend(tokens_per_second.tolist())
+            return super().log_tpot(option, load, tokens_per_second)
+
+    corrections = estimate(during, lambda _: Listening(LOAD, 0.15)).estimates.load_corrections
+    assert set(corrections) == {"ngram"}, "nothing else is measured"
+    assert asked[-2:] == pytest.approx([1.5 * LOAD, LOAD])
+
+
+@given(st.floats(-0.2, 0.2), st.floats(0.005, 0.1))
+def test_the_correction_moves_the_whole_interval_and_nothing_else(correction: float, step: float) -> None:
+    pods = (canary(step),), old(2)
+    plain = compare(*pods, NOW - 55, NOW, None)
+    moved = compare(*pods, NOW - 55, NOW, None, correction=correction)
+    assert plain.gain is not None and moved.gain is not None
+    for f in ("value", "low", "high"):
+        assert 1 + getattr(moved.gain, f) == pytest.approx((1 + getattr(plain.gain, f)) * math.exp(correction))
+    assert replace(moved, gain=plain.gain, correction=0.0) == plain
+
+
+# --- what else a canary is compared by ----------------------------------------------------------------------------
+
+
+def waiting(name: str, revision: str, ttft: float, step: float = 0.02) -> Pod:
+    """A pod whose requests wait for their first token for so long."""
+    seen = traffic(step=step)
+    readings = []
+    for r in seen.readings:
+        (engine,) = r.page.engines
+        assert engine.ttft is not None
+        first = replace(engine.ttft, sum=engine.ttft.count * ttft)
+        readings.append((replace(r.page, engines=(replace(engine, ttft=first),)), r.t))
+    window = replace(seen, readings=())
+    for page, t in readings:
+        window = window.add(page, t)
+    return pod(name, revision, OFF, window)
+
+
+@pytest.mark.parametrize(
+    ("figure", "ours", "theirs", "gain"),
+    [
+        (Figure.TTFT, (0.2, 0.03), (0.3, 0.02), 0.5),
+        (Figure.TPOT, (0.2, 0.03), (0.3, 0.02), -1 / 3),
+        (Figure.REQUEST, (1.0, 0.02), (3.0, 0.02), (0.02 + 0.03) / (0.02 + 0.01) - 1),
+    ],
+)
+def test_a_canary_is_compared_by_what_its_change_is_for(
+    figure: Figure, ours: tuple[float, float], theirs: tuple[float, float], gain: float
+) -> None:
+    c = compare((waiting("new", "new", *ours),), (waiting("old", "old", *theirs),), NOW - 55, NOW, None, figure=figure)
+    assert c.gain is not None and c.gain.value == pytest.approx(gain)
+
+
+def test_a_change_for_the_first_token_is_promoted_when_that_comes_sooner_though_the_next_come_later() -> None:
+    c = compare(
+        (waiting("new", "new", 0.2, 0.03),), (waiting("old", "old", 0.3),), NOW - 70, NOW, None, figure=Figure.TTFT
+    )
+    verdict = judge(c, spec(), 0.05, protect_tail=False)
+    assert verdict is not None and (verdict.outcome, verdict.reason) == (Outcome.SUCCESSFUL, Ending.PROMOTED)
+    assert verdict.message == "promoting: gain in TTFT +50 % (+50 to +50 %)"
+
+
+@pytest.mark.parametrize(
+    ("reason", "figure"),
+    [
+        (Reason.TTFT_BOUND, Figure.TTFT),
+        (Reason.KV_SQUEEZED, Figure.REQUEST),
+        (Reason.RESTART_RESTORES, Figure.STEPS),
+        (Reason.CHEAPER_PROFILE, Figure.TPOT),
+        (Reason.ACCEPTANCE_BELOW_FLOOR, Figure.TPOT),
+    ],
+)
+def test_a_change_remembers_what_it_will_be_compared_by_without_a_baseline(reason: Reason, figure: Figure) -> None:
+    o = observation(active=NGRAM, menu=MENU, window=traffic(acceptance=0.7))
+    assert o.estimates.measured is not None
+    begun = advance(o, Decision(reason, "because", OFF, change=True)).rollout
+    assert begun is not None and begun.before == value_of(figure, o.estimates.measured)
+
+
+def test_fresh_pods_are_compared_by_what_their_steps_give() -> None:
+    """Steps that take longer by chance are not held against the drafts."""
+    fresh = pod("new", "new", NGRAM, traffic(acceptance=0.8, step=0.03))
+    aged = pod("old", "old", NGRAM, traffic(acceptance=0.6, step=0.02))
+    c = compare((fresh,), (aged,), NOW - 55, NOW, None, figure=Figure.STEPS)
+    assert c.gain is not None and c.gain.value == pytest.approx(5 / 4 - 1)
+
+
+def test_what_is_not_measured_is_not_compared() -> None:
+    silent = replace(
+        observation().estimates.measured or pytest.fail("not measured"), ttft_seconds=None, tokens_per_step=None
+    )
+    assert value_of(Figure.STEPS, silent) is None
+    assert value_of(Figure.TTFT, silent) is None and value_of(Figure.REQUEST, silent) is None
+    assert value_of(Figure.REQUEST, replace(silent, ttft_seconds=1.0, output_length=None)) is None

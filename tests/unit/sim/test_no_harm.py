@@ -1,0 +1,59 @@
+"""Random services under the operator: never worse off than left alone, but for what its canaries cost."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from specdecode.sim.twin.world import world_of
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("bench_no_harm")
+
+
+@pytest.mark.parametrize("seed", [0, 2, 7])
+def test_a_random_service_is_not_harmed(bench: ModuleType, seed: int) -> None:
+    judged = bench.judge(yaml.safe_dump(bench.random_scenario(seed, hours=3), sort_keys=False))
+    assert judged["harm"] <= bench.NOISE, judged["history"]
+    assert judged["most_changes_in_a_day"] <= judged["limit"]
+    assert judged["exhausted"] == {"changes": 0, "restarts": 0}
+
+
+def test_random_scenarios_can_be_run_and_are_what_their_seed_says(bench: ModuleType) -> None:
+    drawn = [bench.random_scenario(seed) for seed in range(40)]
+    for scenario in drawn:
+        world_of(bench.scenario_of(yaml.safe_dump(scenario)))
+    assert drawn == [bench.random_scenario(seed) for seed in range(40)]
+    assert len({json.dumps(scenario) for scenario in drawn}) == 40
+    assert {scenario["start"] for scenario in drawn} == {"disabled", "draft", "ngram"}
+    assert {scenario["replicas"] for scenario in drawn} == {2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("times", "most"), [([], 0), ([5.0], 1), ([0.0, 86_399.0], 2), ([0.0, 86_400.0], 1), ([0.0, 50_000.0, 90_000.0], 2)]
+)
+def test_changes_are_counted_over_any_24_hours(bench: ModuleType, times: list[float], most: int) -> None:
+    assert bench.most_in_a_day(times) == most
+
+
+def test_the_summary_tells_harm_from_what_canaries_cost(bench: ModuleType) -> None:
+    def judged(name: str, slower: float, cost: float) -> dict[str, object]:
+        return {
+            "name": name, "slower": slower, "probe_cost": cost, "harm": slower - cost, "changes": 2, "limit": 6,
+            "most_changes_in_a_day": 2, "exhausted": {"changes": 0, "restarts": 0}, "predictions": 10, "covered": 9,
+        }  # fmt: skip
+
+    found = bench.summary([judged("probed", 0.02, 0.018), judged("harmed", 0.02, 0.001), judged("won", -0.2, 0.0)], [])
+    assert (found["scenarios"], found["harmed"], found["worst"][0]["name"]) == (3, 1, "harmed")
+    assert (found["slower_by_1_percent_or_more"], found["faster_by_1_percent_or_more"]) == (2, 1)
+    assert found["interval_coverage"] == 0.9
