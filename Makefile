@@ -7,7 +7,7 @@ export UV_LINK_MODE ?= copy
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup controlplane demo test test-unit test-cluster lint format generate verify requirements bench docker clean
+.PHONY: help setup controlplane demo test test-unit test-cluster lint format generate verify requirements bench bench-decision bench-no-harm docker clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,13 @@ lint: setup ## Check style, types, layers and generated files
 bench: setup ## Run the benchmarks (ratios within one run)
 	$(BIN)/python benchmarks/bench_metrics.py
 	$(BIN)/python benchmarks/bench_observe.py
+	$(BIN)/python benchmarks/bench_decide.py
+
+bench-decision: setup ## Hold the operator against its baselines and an oracle (half an hour)
+	$(BIN)/python benchmarks/bench_decision.py
+
+bench-no-harm: setup ## Hold the operator against services left alone, on random days (hours)
+	$(BIN)/python benchmarks/bench_no_harm.py
 
 ##@ Change
 format: setup ## Format the code

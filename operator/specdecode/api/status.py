@@ -227,8 +227,8 @@ class RolloutStatus(ApiModel):
     )
     load_correction: float = Field(
         0.0,
-        description="What the measured gain is corrected by, as a log: the canary takes a part of the load, which comes "
-        "back after the promotion.",
+        description="What the measured gain is corrected by, as a log: the canary takes a part of the load, which "
+        "comes back after the promotion.",
     )
     started_at: Time = Field(description="When the change began.")
     phase_started_at: Time = Field(description="When the phase began.")

@@ -147,13 +147,15 @@ MINIMUM_REQUEST_STEPS = 200
 def model_misfits(o: Observation) -> Decision | None:
     """The model does not explain what is measured: what it says of other options is worth nothing then."""
     m, modelled = o.estimates.measured, o.estimates.modelled
-    if m is None or modelled is None or m.tpot_seconds is None:
+    if m is None or modelled is None or not m.step_seconds or not m.tokens_per_step:
         return None
-    if 1 / MISFIT < modelled.tpot.value / m.tpot_seconds < MISFIT:
+    # Of the steps themselves: TPOT is observed when requests finish, and speaks of what was.
+    seen = m.step_seconds / m.tokens_per_step
+    if 1 / MISFIT < modelled.tpot.value / seen < MISFIT:
         return None
     return Decision(
         Reason.MODEL_MISFIT,
-        f"a token takes {m.tpot_seconds * 1e3:.1f} ms, and by the model {modelled.tpot.value * 1e3:.1f} ms: until it"
+        f"a token takes {seen * 1e3:.1f} ms, and by the model {modelled.tpot.value * 1e3:.1f} ms: until it"
         " explains what is measured, nothing is changed for its sake",
         o.active,
     )

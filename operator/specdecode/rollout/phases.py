@@ -187,9 +187,15 @@ class _Change:
 
     @property
     def can_spare_one(self) -> bool:
-        """Whether the others carry the load without one pod; so it is taken while nothing is known of the load."""
+        """Whether the others carry the load without one pod; so it is taken while nothing is known of the load. Where
+        they are overloaded as it is, the change may be the way out."""
         running, pods = self.o.estimates.running, len(self.baseline)
-        return running is None or pods < 2 or running.headroom * (pods - 1) / pods > SPARE
+        target = self.o.estimates.predictions.get(self.rollout.target.profile)
+        if running is None or pods < 2:
+            return True
+        if running.saturated and target is not None and target.headroom > running.headroom:
+            return True
+        return running.headroom * (pods - 1) / pods > SPARE
 
     def broken(self, pods: tuple[Pod, ...]) -> str | None:
         """A pod that keeps dying will not get better."""

@@ -125,6 +125,26 @@ def test_an_hour_without_a_measurement_is_no_hour_of_it() -> None:
     assert drafts_of(known).usual_seconds <= 2 * DAY
 
 
+def test_how_much_it_varies_is_learnt_with_what_is_usual() -> None:
+    good, bad = drafting(0.9, 0.8, drafts=1e7, request_steps=1e7), drafting(0.1, 0.05, drafts=1e7, request_steps=1e7)
+
+    def variance(*days: Measurement) -> float:
+        known = learn(None, days[0], None, 2, [], NOW)
+        for n in range(1, 48):
+            known = learn(known, days[n % len(days)], None, 2, [], NOW + 3600 * n)
+        return drafts_of(known).usual_variance
+
+    half = math.log(1.7 / 0.15) / 2
+    assert variance(good) == pytest.approx(0.0, abs=1e-3)
+    assert variance(good, bad) == pytest.approx(half**2, rel=0.3)
+
+
+def test_what_ran_beside_it_is_kept_until_it_is_noted_again() -> None:
+    known = learn(None, DRAFTING, None, 2, [], NOW)
+    noted = replace(known, drafts=replace(drafts_of(known), beside=("draft", 0.5)))
+    assert drafts_of(learn(noted, DRAFTING, None, 2, [], NOW + 60)).beside == ("draft", 0.5)
+
+
 @pytest.mark.parametrize("window", [None, measured(request_steps=None), measured(request_steps=0.0)])
 def test_a_window_without_steps_teaches_nothing(window: Measurement | None) -> None:
     known = learn(None, DRAFTING, ACCEPTANCE, 2, [step()], NOW)
@@ -202,6 +222,21 @@ def test_steps_that_a_schedule_holds_at_zero_are_kept_apart_from_steps_that_foun
     held, no_match = step(8.0, 0.0, k=0), step(8.0, 0.0, k=5)
     known = learn(None, None, None, None, [held, no_match], NOW)
     assert {t.drafted for t in known.step_times} == {False, True}
+
+
+def test_steps_with_few_prompt_tokens_are_kept_apart_from_steps_with_many() -> None:
+    """What prompts add shows where both were seen."""
+    steps = [replace(step(), prompt_tokens=tokens) for tokens in (20.0, 130.0, 2000.0)]
+    known = learn(None, None, None, 0, [*steps, replace(step(), prompt_tokens=0.0)], NOW)
+    assert len(known.step_times) == 3, "few are like none"
+    mixed = next(t for t in known.step_times if t.prompt_tokens < 30)
+    assert mixed.prompt_tokens == pytest.approx(20.0 - NEWER * 20.0)
+
+
+def test_how_long_prompts_are_is_averaged_as_well() -> None:
+    steps = [replace(step(), prompt_length=length) for length in (100.0, 200.0)]
+    (time,) = learn(None, None, None, 0, steps, NOW).step_times
+    assert time.prompt_length == pytest.approx(100.0 + NEWER * 100.0)
 
 
 def test_an_old_busy_hour_is_not_forgotten_when_the_night_is_quiet() -> None:

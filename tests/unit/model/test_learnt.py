@@ -234,6 +234,49 @@ def test_prompts_to_come_slow_the_tokens_down() -> None:
     assert tpots[-1] > 1.3 * tpots[0]
 
 
+def test_short_prompts_may_hide_where_the_steps_tell_that_they_do() -> None:
+    """Steps of 4 and 64 requests with 128-token prompts that cost half as much beside the few."""
+    surface, steps = load_surface(DENSE), []
+    for batch, cost in ((4.0, 45e-6), (64.0, 90e-6)):
+        plain = step(surface, OFF, batch)
+        steps += [
+            replace(plain, seconds=plain.seconds + p * cost, prompt_tokens=p, prompt_length=128.0)
+            for p in (0.0, 60.0, 400.0)
+        ]
+    m = model({OFF.profile: Knowledge(step_times=tuple(steps))})
+
+    def slower(length: float) -> float:
+        """What 1,000 prompt tokens a second, in prompts so long, add to the tokens of few requests."""
+        quiet = replace(asked(DENSE, 200.0), prompt_length=length)
+        busy = replace(quiet, prompt_tokens_per_second=1000.0)
+        return m.predict(OFF, busy).tpot.value / m.predict(OFF, quiet).tpot.value
+
+    assert 1.01 < slower(128.0) < slower(4096.0)
+    assert slower(4096.0) == pytest.approx(slower(0.0), rel=0.05), "long ones are those that do not hide"
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda o: o.profile)
+def test_a_burst_costs_more_than_a_quiet_minute_saves(option: Option) -> None:
+    m, load = learnt(DENSE, (2.0, 8.0, 32.0, 128.0), *OPTIONS), asked(DENSE, 1000.0, 400.0)
+    steady, uneven, wild = (m.predict(option, replace(load, variation=v)) for v in (0.0, 0.3, 0.6))
+    assert steady.tpot.value < uneven.tpot.value < wild.tpot.value
+    assert steady.batch_size < uneven.batch_size < wild.batch_size
+    for p in (uneven, wild):
+        assert p.tpot.low <= p.tpot.value <= p.tpot.high
+        assert p.capacity is not None and steady.capacity is not None
+        assert p.capacity.value == pytest.approx(steady.capacity.value, rel=0.01), "what it can carry is the same"
+
+
+def test_capacity_leaves_room_for_the_prompts_that_more_load_brings() -> None:
+    m = learnt(DENSE, (2.0, 8.0, 32.0, 128.0), OFF)
+    capacities = [m.predict(OFF, asked(DENSE, load, 5 * load)).capacity for load in (100.0, 400.0, 700.0)]
+    values = [c.value for c in capacities if c is not None]
+    assert values == pytest.approx([values[0]] * 3, rel=0.01), "it is the same however much is asked for"
+    full = m.predict(OFF, asked(DENSE, values[0] * 1.02, 5 * values[0] * 1.02))
+    room = m.predict(OFF, asked(DENSE, values[0] * 0.98, 5 * values[0] * 0.98))
+    assert full.saturated and not room.saturated
+
+
 def test_longer_contexts_take_longer() -> None:
     m = learnt(LONG, (1.0, 8.0, 32.0), OFF)
     tpots = [m.predict(OFF, OfferedLoad(2000.0, 0.0, context)).tpot.value for context in (300.0, 3000.0, 12_000.0)]
@@ -432,11 +475,14 @@ def test_an_option_can_be_asked_for_at_another_acceptance() -> None:
 # --- whatever was measured ------------------------------------------------------------------------------------------
 
 STEP_TIMES = st.builds(
-    lambda batch, drafted, seconds, prompt, k: StepTime(batch, batch * (1 + drafted), seconds, prompt, k=k),
+    lambda batch, drafted, seconds, prompt, length, k: StepTime(
+        batch, batch * (1 + drafted), seconds, prompt, length, k=k
+    ),
     st.floats(0.01, 2000),
     st.sampled_from([0.0, 0.3, 3.0, 16.0]),
     st.floats(1e-5, 100),
     st.floats(0, 1e5),
+    st.just(0.0) | st.floats(0, 1e5),
     st.integers(0, 16),
 )
 KNOWLEDGE = st.builds(
@@ -457,7 +503,14 @@ KNOWLEDGE = st.builds(
 @given(
     st.dictionaries(st.sampled_from(["disabled", "ngram", "draft", "gone"]), KNOWLEDGE, max_size=4),
     st.sampled_from([*OPTIONS, scheduled(BatchRange(1, 1, 5), BatchRange(2, MAX, 0))]),
-    st.builds(OfferedLoad, st.floats(1e-6, 1e6), st.floats(0, 1e6), st.floats(0, 1e6)),
+    st.builds(
+        OfferedLoad,
+        st.floats(1e-6, 1e6),
+        st.floats(0, 1e6),
+        st.floats(0, 1e6),
+        st.just(0.0) | st.floats(0, 1e5),
+        st.floats(0, 0.8),
+    ),
     st.sampled_from([1, 2, 256, 1024]),
 )
 def test_whatever_was_measured_the_answer_is_a_number(

@@ -84,6 +84,13 @@ def test_what_is_usual_on_the_workload_takes_the_place_of_the_prior(method: Meth
     assert es[-1] == pytest.approx(3.5, rel=0.06)
 
 
+def test_what_varies_from_hour_to_hour_fades_into_less_certainty() -> None:
+    then = replace(drafts(5, 0.5, 1000 * MEMORY), usual=math.log(1.0), usual_seconds=48 * HOUR)
+    es = [tokens(Method.NGRAM, replace(then, usual_variance=v), 5, NOW) for v in (0.0, 0.1, 0.3, 0.6)]
+    assert [e.sd for e in es] == sorted({e.sd for e in es}), "even the steadiest is not sure"
+    assert es[0].sd > 0.1
+
+
 def test_where_the_traffic_has_visibly_changed_a_measurement_is_worth_less() -> None:
     es = [tokens(Method.NGRAM, drafts(5, 0.9), 5, NOW, change) for change in (0.0, 0.2, 0.7, 5.0)]
     prior = tokens(Method.NGRAM, None, 5, NOW)
@@ -144,6 +151,7 @@ def test_few_drafts_are_less_sure_than_many() -> None:
         st.floats(NOW - 1e8, NOW + 1e8),
         st.floats(0, 1e12),
         st.none() | st.floats(-5, 4),
+        st.floats(0, 10),
         st.floats(0, 172_800),
     ),
     st.integers(0, 64),

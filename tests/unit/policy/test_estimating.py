@@ -110,6 +110,61 @@ def test_a_queue_that_grows_is_load_too_one_that_shrinks_was() -> None:
     assert growing.tokens_per_second - served.tokens_per_second == pytest.approx(100.0), "answers of 100 tokens"
 
 
+def uneven(*rates: float) -> Window:
+    """Readings every five seconds between which so many requests finished per second, of 100 tokens each."""
+    window, finished = Window(3600.0), 1000.0
+    for n, r in enumerate(traffic().readings):
+        (engine,) = r.page.engines
+        finished += 5.0 * rates[n % len(rates)]
+        served = replace(engine, generation_tokens=100 * finished, requests={"stop": finished, "error": 0.0})
+        window = window.add(Page((served,), r.page.process_start), r.t)
+    return window
+
+
+@pytest.mark.parametrize(
+    ("rates", "low", "high"),
+    [((40.0,), 0.0, 0.0), ((36.0, 44.0), 0.0, 0.0), ((20.0, 60.0), 0.3, 0.6), ((1.0, 1.0, 1.0, 200.0), 0.8, 0.8)],
+    ids=["even", "as single arrivals make it", "in bursts", "beyond what a window can tell"],
+)
+def test_a_load_that_comes_in_bursts_is_seen_to_vary(rates: tuple[float, ...], low: float, high: float) -> None:
+    load = observation(window=uneven(*rates)).estimates.load
+    assert load is not None
+    assert low <= load.variation <= high
+
+
+def test_few_readings_tell_no_variation() -> None:
+    pods = (pod("p", "old", OFF, uneven(20.0, 60.0)),)
+    few, many = (observation(spec(metrics={"window": w}), pods=pods).estimates.load for w in ("20s", "1m"))
+    assert few is not None and many is not None
+    assert few.variation == 0.0 < many.variation
+
+
+def test_the_load_and_the_steps_know_how_long_prompts_are() -> None:
+    window = Window(3600.0)
+    for r in traffic().readings:
+        (engine,) = r.page.engines
+        assert engine.output_length is not None
+        prompts = replace(engine.output_length, sum=engine.output_length.count * 384)
+        window = window.add(Page((replace(engine, prompt_length=prompts),), r.page.process_start), r.t)
+    o = observation(window=window, knowledge={})
+    assert o.estimates.load is not None and o.estimates.load.prompt_length == pytest.approx(384)
+    assert [t.prompt_length for t in o.knowledge["disabled"].step_times] == pytest.approx([384])
+
+
+def test_a_gain_is_as_sure_as_what_is_not_running() -> None:
+    """What runs is seen to cost what it does."""
+    e = observation(knowledge={}).estimates
+    assert e.modelled is not None
+    now, other = e.modelled.tpot, e.predictions["ngram"].tpot
+    found = e.gain(NGRAM)
+    assert found is not None
+    assert (found.low, found.value, found.high) == pytest.approx(
+        tuple(now.value / seconds - 1 for seconds in (other.high, other.value, other.low))
+    )
+    unsure = replace(e, modelled=replace(e.modelled, tpot=replace(now, low=now.low / 3, high=now.high * 3)))
+    assert unsure.gain(NGRAM) == found
+
+
 def test_what_runs_is_predicted_by_what_it_was_measured_at() -> None:
     e = observation().estimates
     assert e.running is not None and e.running.tpot.value == pytest.approx(0.02)
@@ -267,6 +322,40 @@ def test_what_is_new_is_a_new_model(changes: Mapping[str, Any]) -> None:
     assert model_of(e) is not model_of(replace(e, **changes))
 
 
+@dataclass(frozen=True, eq=False)
+class Counting(Fixed):
+    """It counts what it is asked."""
+
+    loads: list[float] = field(default_factory=list)
+
+    def predict(self, option: Option, load: OfferedLoad, acceptance: float | None = None) -> Prediction:
+        self.loads.append(load.tokens_per_second)
+        return super().predict(option, load, acceptance)
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        (lambda o: replace(o, now=o.now + 5.0), False),
+        (lambda o: replace(o, generation=2), True),
+        (lambda o: replace(o, active=NGRAM, pods=tuple(replace(p, option=NGRAM) for p in o.pods)), True),
+        (lambda o: replace(o, pods=o.pods[:1]), True),
+        (lambda o: replace(o, pods=tuple(replace(p, window=traffic(batch=16.0)) for p in o.pods)), True),
+    ],
+    ids=["five seconds later", "the policy was edited", "another option runs", "fewer pods", "another load"],
+)
+def test_a_model_is_asked_again_only_for_something_else(
+    change: Callable[[Observation], Observation], again: bool
+) -> None:
+    o, model = observation(), Counting()
+    first = estimate(o, lambda _: model)
+    asked = len(model.loads)
+    second = estimate(change(o), lambda _: model)
+    assert (len(model.loads) > asked) is again
+    assert again or second.estimates.predictions == first.estimates.predictions
+    assert estimate(o, lambda _: Counting()).estimates.predictions == first.estimates.predictions
+
+
 @pytest.mark.parametrize(
     ("args", "limit", "graphs"),
     [
@@ -319,9 +408,9 @@ def test_a_candidate_gets_its_schedule_where_that_is_better() -> None:
 
 
 def test_disabled_has_no_schedule_and_tuning_can_be_off() -> None:
-    better = Fixed(BETTER, costing(fixed=0.010, better=0.005))
-    assert candidate(observation(TUNED), better, "disabled") == OFF
-    assert candidate(observation(spec(batchSizeTuning={"mode": "Off"})), better) == NGRAM
+    costs = costing(fixed=0.010, better=0.005)
+    assert candidate(observation(TUNED), Fixed(BETTER, costs), "disabled") == OFF
+    assert candidate(observation(spec(batchSizeTuning={"mode": "Off"})), Fixed(BETTER, costs)) == NGRAM
 
 
 def test_a_schedule_pays_over_the_loads_that_come_not_only_now() -> None:

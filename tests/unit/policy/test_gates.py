@@ -356,14 +356,21 @@ def test_a_better_threshold_is_a_reason_of_its_own() -> None:
         (expecting(0.3, spread=2.0), Reason.WORTH_A_CANARY, True),
         (expecting(0.3, benefit=-1.0), Reason.LOAD_TOO_SHORT, False),
         (expecting(0.03), Reason.GAIN_TOO_SMALL, False),
+        (expecting(0.02), Reason.BEST_ALREADY, False),
         (expecting(-0.3, benefit=-1.0, payback=None), Reason.BEST_ALREADY, False),
     ],
-    ids=["sure", "not sure", "too short", "too small", "slower"],
+    ids=["sure", "not sure", "too short", "too small", "far too small", "slower"],
 )
 def test_a_change_pays_when_its_gain_is_large_and_lasts(o: Observation, reason: Reason, change: bool) -> None:
     d = decide(o)
     assert (d.reason, d.change) == (reason, change)
     assert d.target is not None and d.target.profile == ("ngram" if change else "disabled")
+
+
+@pytest.mark.parametrize(("gain", "nearly"), [(0.02, True), (-0.3, False)])
+def test_the_fastest_and_what_is_as_good_are_told_apart(gain: float, nearly: bool) -> None:
+    text = decide(expecting(gain, benefit=-1.0)).message
+    assert text == f"disabled is expected to be the fastest{', or nearly so' if nearly else ''}"
 
 
 def test_a_load_that_is_too_short_says_how_long_it_would_have_to_last() -> None:
@@ -393,6 +400,68 @@ def test_of_several_changes_the_one_that_brings_most_is_made() -> None:
     assert "draft" in {c.profile for c in both.estimates.candidates}
     d = decide(both)
     assert d.change and d.target is not None and d.target.profile == "ngram"
+
+
+# --- a model that is wrong ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("factor", "believed"), [(1.0, True), (1.5, True), (2.5, False), (0.4, False)])
+def test_a_model_that_does_not_explain_what_is_measured_changes_nothing(factor: float, believed: bool) -> None:
+    o = expecting(1.0)
+    e = o.estimates
+    assert e.measured is not None and e.modelled is not None
+    off = unable(o, measured=replace(e.measured, tpot_seconds=e.modelled.tpot.value * factor))
+    d = decide(off)
+    assert (d.reason is not Reason.MODEL_MISFIT) is d.change is believed
+    assert believed or f"{e.modelled.tpot.value * 1e3:.1f} ms" in d.message
+
+
+def test_a_guard_needs_no_model() -> None:
+    o = running_ngram(acceptance=0.2)
+    assert o.estimates.measured is not None
+    d = decide(unable(o, measured=replace(o.estimates.measured, tpot_seconds=9.0)))
+    assert d.reason is Reason.ACCEPTANCE_BELOW_FLOOR
+
+
+# --- no baseline ----------------------------------------------------------------------------------------------------
+
+
+def test_a_workload_that_was_never_seen_without_speculation_gets_a_canary_without() -> None:
+    d = decide(running_ngram(acceptance=0.75, batch=4.0))
+    assert d.reason is Reason.NO_BASELINE
+    assert d.change and d.target is not None and d.target.profile == "disabled"
+    assert d.required_gain == 0.05 and not d.urgent, "what is slower is not promoted, and it waits its turn"
+
+
+def once_tried(outcome: Outcome, ago: float, target: str = "disabled") -> HistoryEntry:
+    return entry(outcome, ago=ago, target=target, outcome_reason=Ending.NO_CAPACITY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "asks"),
+    [
+        ({}, True),
+        ({"knowledge": {"disabled": Knowledge(NOW - 600)}}, True),
+        ({"knowledge": without()}, False),
+        ({"history": (once_tried(Outcome.ERROR, DAY / 2),)}, False),
+        ({"history": (once_tried(Outcome.ERROR, 1.1 * DAY),)}, True),
+        ({"history": (once_tried(Outcome.SUCCESSFUL, DAY / 2, "ngram"),)}, True),
+    ],
+    ids=["nothing is known", "no steps are", "its steps are", "tried today", "tried yesterday", "something else was"],
+)
+def test_it_is_asked_for_until_it_was_seen_and_at_most_once_a_day(changes: dict[str, Any], asks: bool) -> None:
+    assert (decide(running_ngram(acceptance=0.75, batch=4.0, **changes)).reason is Reason.NO_BASELINE) is asks
+
+
+def test_without_speculation_there_is_nothing_to_ask() -> None:
+    o = expecting(-0.5, spread=1.02, benefit=-1.0, payback=None)
+    assert decide(replace(o, knowledge={})).reason is Reason.BEST_ALREADY
+
+
+def test_a_baseline_that_could_not_carry_the_load_is_not_asked_for() -> None:
+    o = running_ngram(acceptance=0.75, batch=4.0)
+    full = replace(o.estimates.predictions["disabled"], headroom=0.9)
+    assert decide(unable(o, predictions={**o.estimates.predictions, "disabled": full})).reason is Reason.BEST_ALREADY
 
 
 # --- a probe --------------------------------------------------------------------------------------------------------
@@ -456,6 +525,13 @@ def test_when_the_traffic_has_turned_a_profile_that_was_just_tried_is_tried_agai
     o = expecting(-0.1, **UNLIKELY, history=(slower(A_WHILE_AGO),))
     d = decide(replace(o, knowledge={**o.knowledge, "ngram": ngram, "draft": other}))
     assert (d.reason is Reason.WORTH_A_PROBE) is again
+
+
+@pytest.mark.parametrize(("ago", "again"), [(0.4, False), (0.6, True)])
+def test_however_it_has_turned_a_failure_is_rested_on(ago: float, again: bool) -> None:
+    o = expecting(-0.1, **UNLIKELY, history=(slower(ago * PROBE_EVERY),))
+    turned = LoadHistory(int(NOW // BUCKET) - 40, (*[1.0] * 40, o.loads.at(NOW) or 0.0), BUCKET)
+    assert (decide(replace(o, loads=turned)).reason is Reason.WORTH_A_PROBE) is again
 
 
 @pytest.mark.parametrize(("factor", "again"), [(1.0, False), (1.3, False), (2.0, True), (0.5, True)])

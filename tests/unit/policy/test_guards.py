@@ -143,6 +143,38 @@ def test_the_floor_gives_way_to_costs_that_were_measured_on_both_sides() -> None
     assert acceptance_below_floor(o) is None, "n-gram is half as fast again, and that is no guess"
 
 
+@pytest.mark.parametrize(
+    ("known", "off_seconds"),
+    [
+        ({}, 0.03),
+        ({"disabled": Knowledge(NOW)}, 0.03),
+        ({"disabled": Knowledge(NOW, step_times=(StepTime(8.0, 8.0, 0.03),))}, 0.0199),
+    ],
+    ids=["off was never seen", "its steps were not", "off is the faster"],
+)
+def test_it_does_not_give_way_to_a_guess_nor_to_a_gain(known: dict[str, Knowledge], off_seconds: float) -> None:
+    o = low(knowledge=known)
+    predictions = {**o.estimates.predictions, "disabled": prediction(off_seconds)}
+    o = replace(o, estimates=replace(o.estimates, predictions=predictions))
+    assert acceptance_below_floor(o) is not None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "ago", "speaks"),
+    [
+        (Outcome.FAILED, 3600.0, False),
+        (Outcome.FAILED, 20_000.0, True),
+        (Outcome.ERROR, 3600.0, True),
+        (Outcome.INCONCLUSIVE, 3600.0, True),
+    ],
+)
+def test_a_canary_that_showed_the_floor_to_be_wrong_silences_it_for_a_while(
+    outcome: Outcome, ago: float, speaks: bool
+) -> None:
+    o = low(history=(past(Reason.ACCEPTANCE_BELOW_FLOOR, outcome, ago),))
+    assert (acceptance_below_floor(o) is not None) is speaks
+
+
 # --- the KV cache -------------------------------------------------------------------------------------------------
 
 SQUEEZED: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {

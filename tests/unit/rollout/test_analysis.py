@@ -16,7 +16,7 @@ from specdecode.model.histogram import Quantile
 from specdecode.model.measure import Measurement, Percentiles
 from specdecode.model.window import Window
 from specdecode.policy.observation import Pod
-from specdecode.rollout.analysis import BLOCKS, ENOUGH_BLOCKS, Comparison, Verdict, compare, in_force, judge
+from specdecode.rollout.analysis import BLOCKS, ENOUGH_BLOCKS, PLAIN, Comparison, Verdict, compare, in_force, judge
 from specdecode.vllm.metrics import Page
 from support.world import NOW, menu, option, pod, spec, traffic
 
@@ -68,6 +68,31 @@ SLO = spec(objective={"slo": {"timePerOutputToken": {"p99": "60ms"}, "timeToFirs
 OUTCOMES: dict[str, tuple[Comparison, Any, Outcome | None, str]] = {
     "faster": (comparison(), POLICY, Outcome.SUCCESSFUL, "Promoted"),
     "faster, but not for long enough": (comparison(seconds=59.0), POLICY, None, ""),
+    "plainly faster, for half of the time": (
+        comparison((0.5, 0.4, 0.6), seconds=DURATION / 2),
+        POLICY,
+        Outcome.SUCCESSFUL,
+        "Promoted",
+    ),
+    "plainly faster, for less than that": (comparison((0.5, 0.4, 0.6), seconds=DURATION / 2 - 1), POLICY, None, ""),
+    "faster, but not plainly, for half of the time": (
+        comparison((0.5, REQUIRED + PLAIN, 0.75), seconds=DURATION / 2),
+        POLICY,
+        None,
+        "",
+    ),
+    "plainly faster, with a tail that breaks the limit": (
+        comparison((0.5, 0.4, 0.6), seconds=DURATION / 2, canary=measured(tpot=percentiles(0.08))),
+        SLO,
+        Outcome.FAILED,
+        "TailWorse",
+    ),
+    "plainly faster with little load": (
+        comparison((0.5, 0.4, 0.6), seconds=DURATION / 2, canary=measured(generation_tokens_per_second=600.0)),
+        POLICY,
+        None,
+        "",
+    ),
     "faster than a start without a baseline": (alone(), POLICY, Outcome.SUCCESSFUL, "Promoted"),
     "surely slower, early": (comparison((-0.3, -0.4, -0.2), seconds=20.0), POLICY, Outcome.FAILED, "Slower"),
     "perhaps slower, early": (comparison((-0.1, -0.3, 0.1), seconds=20.0), POLICY, None, ""),

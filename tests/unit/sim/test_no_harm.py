@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import yaml
@@ -30,9 +30,9 @@ def test_a_random_service_is_not_harmed(bench: ModuleType, seed: int) -> None:
 
 
 def test_random_scenarios_can_be_run_and_are_what_their_seed_says(bench: ModuleType) -> None:
+    for seed in range(12):
+        world_of(bench.scenario_of(yaml.safe_dump(bench.random_scenario(seed, hours=1))))
     drawn = [bench.random_scenario(seed) for seed in range(40)]
-    for scenario in drawn:
-        world_of(bench.scenario_of(yaml.safe_dump(scenario)))
     assert drawn == [bench.random_scenario(seed) for seed in range(40)]
     assert len({json.dumps(scenario) for scenario in drawn}) == 40
     assert {scenario["start"] for scenario in drawn} == {"disabled", "draft", "ngram"}
@@ -44,6 +44,19 @@ def test_random_scenarios_can_be_run_and_are_what_their_seed_says(bench: ModuleT
 )
 def test_changes_are_counted_over_any_24_hours(bench: ModuleType, times: list[float], most: int) -> None:
     assert bench.most_in_a_day(times) == most
+
+
+def test_a_canary_costs_what_it_lost_for_the_requests_that_it_served(bench: ModuleType) -> None:
+    scenario = bench.scenario_of(yaml.safe_dump({**bench.random_scenario(0), "spareGpus": 1, "rollTime": "100s"}))
+    row = {"requests_per_second": 2.0, "pods": 3}
+    lost = {"time": "2026-01-01T00:05:00Z", "finished": "2026-01-01T00:15:00Z", "canary_gain": {"value": -0.2}}
+    won = {**lost, "canary_gain": {"value": 0.2}}
+    unknown = {**lost, "canary_gain": None}
+    result = SimpleNamespace(
+        timeline=[{"t": t, **row} for t in range(0, 6000, 300)], duration_seconds=6000.0, changes=[lost, won, unknown]
+    )
+    # Of 600 s the canary served 500, of 6000 in all, a quarter of the requests, at 1 / 0.8 of the time per token.
+    assert bench.probe_cost(result, scenario) == pytest.approx(500 / 6000 / 4 * 0.25)
 
 
 def test_the_summary_tells_harm_from_what_canaries_cost(bench: ModuleType) -> None:
