@@ -53,8 +53,8 @@ bench: setup ## Run the benchmarks (ratios within one run)
 	$(BIN)/python benchmarks/bench_observe.py
 	$(BIN)/python benchmarks/bench_decide.py
 
-bench-decision: setup ## Hold the operator against its baselines and an oracle (half an hour)
-	$(BIN)/python benchmarks/bench_decision.py
+bench-decision: setup ## Hold the operator against its baselines and an oracle (minutes)
+	$(BIN)/python benchmarks/bench_decision.py --interval 60s
 
 bench-no-harm: setup ## Hold the operator against services left alone, on random days (hours)
 	$(BIN)/python benchmarks/bench_no_harm.py

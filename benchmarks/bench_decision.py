@@ -2,9 +2,9 @@
 
 python benchmarks/bench_decision.py [--interval SECONDS] [--processes N] [--output FILE] [SCENARIO…]
 
-SCENARIO is a name in benchmarks/scenarios or a file; all of the former by default. A run of all of them at their own
-interval writes benchmarks/results/decision.json and the table of docs/decision-benchmark.md; other runs print, and
-write to FILE where one is given.
+SCENARIO is a name in benchmarks/scenarios or a file; all of the former by default. A run of all of them writes
+benchmarks/results/decision.json and the table of docs/decision-benchmark.md; other runs print, and write to FILE where
+one is given.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from provenance import provenance, side_by_side
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -144,9 +145,9 @@ def document(text: str, results: Json) -> str:
 
 def show(console: Console, results: Json) -> None:
     """The table on a terminal."""
-    table = Table(padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for i, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if i in (0, 3) else "right")
+        table.add_column(heading.replace(" ", "\n"), justify="left" if i in (0, 3) else "right", no_wrap=True)
     for s in results["scenarios"]:
         table.add_row(*row(s))
     console.print(table)
@@ -188,8 +189,8 @@ def main() -> None:
     except ScenarioError as error:
         sys.exit(f"bench_decision.py: {error}")
     results = {**provenance(), "scenarios": scenarios, **summary(scenarios)}
-    show(Console(), results)
-    everything = not asked.scenarios and asked.interval is None
+    show(Console(width=None if sys.stdout.isatty() else 132), results)
+    everything = not asked.scenarios
     for path in filter(None, [asked.output, RESULTS if everything else None]):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

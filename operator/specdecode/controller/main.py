@@ -23,6 +23,8 @@ from specdecode.controller.telemetry import Telemetry
 
 log = logging.getLogger("specdecode")
 
+POLLING = 1.0
+"""Seconds between two looks at whether a deleted policy's tick has ended; kopf's own 60 would keep the policy as long."""
 PATIENCE = 300.0
 """Seconds without one finished tick, while there are policies, after which the process counts as hung."""
 
@@ -81,7 +83,14 @@ def handlers() -> kopf.OperatorRegistry:
         meta = body["metadata"]
         return {(meta["namespace"], body["spec"]["targetRef"]["name"]): (meta["creationTimestamp"], meta["name"])}
 
-    @kopf.daemon(GROUP, VERSION, PLURAL, registry=registry, initial_delay=lambda **_: random.uniform(0, 0.5))
+    @kopf.daemon(
+        GROUP,
+        VERSION,
+        PLURAL,
+        registry=registry,
+        initial_delay=lambda **_: random.uniform(0, 0.5),
+        cancellation_polling=POLLING,
+    )
     async def look_after(body: kopf.Body, memo: Shared, stopped: kopf.DaemonStopped, **indices: Any) -> None:
         loop = memo.loop(body)
         key = (body["metadata"]["namespace"], body["metadata"]["name"])

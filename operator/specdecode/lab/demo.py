@@ -40,9 +40,9 @@ TITLES = {MANAGED: "with the operator", OFF: "without: always off", NGRAM: "with
 
 SUMMARIES, CHAT, MIXED = {"summarise": 1.0}, {"chat": 1.0}, {"summarise": 0.6, "chat": 0.4}
 PHASES = (
-    Phase("quiet, summaries", 50, rate=11, mix=SUMMARIES, prompt_tokens=(200, 400), output_tokens=(100, 140)),
+    Phase("quiet, summaries", 50, rate=8, mix=SUMMARIES, prompt_tokens=(200, 400), output_tokens=(100, 140)),
     Phase("busy, mixed", 46, rate=29, mix=MIXED, prompt_tokens=(60, 100), output_tokens=(280, 320)),
-    Phase("quiet, summaries again", 46, rate=11, mix=SUMMARIES, prompt_tokens=(200, 400), output_tokens=(100, 140)),
+    Phase("quiet, summaries again", 46, rate=8, mix=SUMMARIES, prompt_tokens=(200, 400), output_tokens=(100, 140)),
     Phase("quiet, hot chat", 44, rate=8, mix=CHAT, temperature=1.0, prompt_tokens=(60, 100), output_tokens=(100, 140)),
 )
 

@@ -42,7 +42,9 @@ def acceptance_below_floor(o: Observation) -> Decision | None:
     if o.active is None or acceptance is None or off is None or acceptance[0] >= floor:
         return None
     gain, known = o.estimates.gain(off), o.knowledge.get(DISABLED)
-    if gain is not None and gain.value < 0 and known is not None and known.step_times:
+    measured = gain is not None and known is not None and bool(known.step_times)
+    outlook = o.estimates.outlooks.get(DISABLED)
+    if measured and gain is not None and (gain.value < 0 or (outlook is not None and outlook.benefit <= 0)):
         return None
     if _disproved(o, Reason.ACCEPTANCE_BELOW_FLOOR):
         return None
@@ -52,7 +54,8 @@ def acceptance_below_floor(o: Observation) -> Decision | None:
         off,
         change=True,
         gain=gain,
-        urgent=True,
+        # Where the cost of both is known, it is a change like others, and rests after the last one.
+        urgent=not measured,
     )
 
 

@@ -410,7 +410,9 @@ def test_a_model_that_does_not_explain_what_is_measured_changes_nothing(factor: 
     o = expecting(1.0)
     e = o.estimates
     assert e.measured is not None and e.modelled is not None
-    off = unable(o, measured=replace(e.measured, tpot_seconds=e.modelled.tpot.value * factor))
+    assert e.measured.tokens_per_step is not None
+    step = e.modelled.tpot.value * e.measured.tokens_per_step * factor
+    off = unable(o, measured=replace(e.measured, step_seconds=step))
     d = decide(off)
     assert (d.reason is not Reason.MODEL_MISFIT) is d.change is believed
     assert believed or f"{e.modelled.tpot.value * 1e3:.1f} ms" in d.message
@@ -419,7 +421,7 @@ def test_a_model_that_does_not_explain_what_is_measured_changes_nothing(factor: 
 def test_a_guard_needs_no_model() -> None:
     o = running_ngram(acceptance=0.2)
     assert o.estimates.measured is not None
-    d = decide(unable(o, measured=replace(o.estimates.measured, tpot_seconds=9.0)))
+    d = decide(unable(o, measured=replace(o.estimates.measured, step_seconds=9.0)))
     assert d.reason is Reason.ACCEPTANCE_BELOW_FLOOR
 
 

@@ -24,6 +24,7 @@ from specdecode.policy.guards import (
     ttft_bound,
 )
 from specdecode.policy.observation import Observation
+from specdecode.policy.outlook import Outlook
 from specdecode.vllm.metrics import Page
 from support.world import NOW, menu, observation, option, pod, spec, traffic
 
@@ -157,6 +158,32 @@ def test_it_does_not_give_way_to_a_guess_nor_to_a_gain(known: dict[str, Knowledg
     predictions = {**o.estimates.predictions, "disabled": prediction(off_seconds)}
     o = replace(o, estimates=replace(o.estimates, predictions=predictions))
     assert acceptance_below_floor(o) is not None
+
+
+BOTH = {"disabled": Knowledge(NOW, step_times=(StepTime(8.0, 8.0, 0.02),))}
+"""What it costs without speculation was measured."""
+
+
+@pytest.mark.parametrize(("known", "urgent"), [({}, True), (BOTH, False)], ids=["a rule of thumb", "measured"])
+def test_only_a_rule_of_thumb_is_urgent(known: dict[str, Knowledge], urgent: bool) -> None:
+    """Where the cost of both is known, it is a change like others, and rests after the last one."""
+    o = low(knowledge=known)
+    o = replace(
+        o, estimates=replace(o.estimates, predictions={"ngram": prediction(0.02), "disabled": prediction(0.018)})
+    )
+    d = acceptance_below_floor(o)
+    assert d is not None and d.urgent is urgent
+
+
+@pytest.mark.parametrize(("known", "benefit", "speaks"), [(BOTH, -1.0, False), (BOTH, 100.0, True), ({}, -1.0, True)])
+def test_what_was_measured_to_be_a_little_faster_but_does_not_pay_back_does_not_go_off(
+    known: dict[str, Knowledge], benefit: float, speaks: bool
+) -> None:
+    o = low(knowledge=known)
+    outlook = Outlook(duration=600.0, benefit=benefit, average=0.1, payback=900.0)
+    predictions = {"ngram": prediction(0.02), "disabled": prediction(0.018)}
+    o = replace(o, estimates=replace(o.estimates, predictions=predictions, outlooks={"disabled": outlook}))
+    assert (acceptance_below_floor(o) is not None) is speaks
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,14 @@ def test_the_floor_of_acceptance_is_a_turning_point_where_it_decides_first() -> 
     assert point.at.value == pytest.approx(POLICY.guards.acceptance.disable_below, abs=0.02)
 
 
+def test_a_canary_for_want_of_a_baseline_is_no_choice() -> None:
+    """The decision is a canary without speculation; what would make it the choice is told as ever."""
+    unknown = {name: k for name, k in EVERYTHING.items() if name != "disabled"}
+    o, model = looked_at(unknown, "ngram", 8.0, 0.7)
+    assert decide(o).reason is Reason.NO_BASELINE
+    assert ("disabled", Quantity.ACCEPTANCE, "ngram", False) in points_of(o, model)
+
+
 def test_a_load_that_ends_too_soon_turns_with_the_time_that_it_lasts() -> None:
     o, model = looked_at(LOW, "ngram", 32.0, 0.15)
     short = Outlook(duration=1800.0, benefit=-60.0, average=0.0, payback=900.0)

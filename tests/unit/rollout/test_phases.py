@@ -143,6 +143,37 @@ def test_where_no_gpu_is_free_one_pod_is_given_up_if_the_policy_allows() -> None
     assert not step.desired.paused, "the controller must be free to remove an old pod"
 
 
+def no_room(running: float, target: float, *old: Pod, allowed: bool = True) -> Step:
+    """There is no node for the canary, and this is the headroom of what runs and of what is to run."""
+    waiting = canary(ready=False, unschedulable_since=NOW - NO_CAPACITY_AFTER - 1)
+    policy = spec(rollout={"allowUnavailable": allowed})
+    o = during(RolloutPhase.STARTING, *(old or OLD), waiting, age=70.0, policy=policy)
+    e = o.estimates
+    assert e.running is not None
+    predictions = {**e.predictions, "ngram": replace(e.predictions["ngram"], headroom=target)}
+    estimates = replace(e, running=replace(e.running, headroom=running), predictions=predictions)
+    return advance(replace(o, estimates=estimates), HOLD)
+
+
+@pytest.mark.parametrize(
+    ("running", "target", "given_up"),
+    [(3.0, 5.0, True), (1.7, 5.0, True), (1.5, 5.0, False), (0.9, 1.5, True), (0.9, 0.8, False)],
+    ids=["at ease", "two carry it", "two would not", "overloaded, and this is a relief", "overloaded, and it is none"],
+)
+def test_a_pod_is_given_up_only_where_the_others_carry_the_load(running: float, target: float, given_up: bool) -> None:
+    rollout = no_room(running, target).rollout
+    assert rollout is not None and rollout.give_up_one is given_up
+    if not given_up:
+        assert rollout.outcome_reason == "NoCapacity" and "could not carry the load" in rollout.message
+
+
+def test_one_pod_alone_may_always_be_given_up_where_that_is_allowed() -> None:
+    alone, forbidden = no_room(1.05, 1.0, OLD[0]).rollout, no_room(1.05, 1.0, OLD[0], allowed=False).rollout
+    assert alone is not None and alone.give_up_one
+    assert forbidden is not None and not forbidden.give_up_one
+    assert "set spec.rollout.allowUnavailable" in forbidden.message
+
+
 WAITS = {
     "just now": (1.0, ()),
     "and the pod is still ending": (200.0, (replace(OLD[0], terminating=True),)),
