@@ -24,7 +24,7 @@ from specdecode.controller.telemetry import Telemetry
 log = logging.getLogger("specdecode")
 
 POLLING = 1.0
-"""Seconds between two looks at whether a deleted policy's tick has ended; kopf's own 60 would keep the policy as long."""
+"""Seconds between two looks at whether a deleted policy's tick has ended; kopf's own 60 would keep it so long."""
 PATIENCE = 300.0
 """Seconds without one finished tick, while there are policies, after which the process counts as hung."""
 
