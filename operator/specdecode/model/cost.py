@@ -60,6 +60,8 @@ class Prediction:
     """Capacity over the load; below 1 the pods fall behind."""
     capacity: Estimate | None = None
     """Tokens per second that it can carry; None where the model does not say."""
+    unexplained: float = 0.0
+    """What of the logarithm of the TPOT is not modelled, but taken from how far the model was off (`model.misfit`)."""
 
     @property
     def saturated(self) -> bool:

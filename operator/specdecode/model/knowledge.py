@@ -33,6 +33,9 @@ FEW_PROMPT_TOKENS = 32.0
 SHRINKAGE = 20.0
 """Drafts that the guess for a position is worth: its chance so far, or that of the position before."""
 
+MAX_RESIDUALS = 8
+"""Loads at which it is kept how far the model was off; the oldest go."""
+
 MAX_LATENCIES = 6
 """Loads at which latencies without speculation are kept; the oldest go."""
 
@@ -142,6 +145,18 @@ class Latencies:
 
 
 @dataclass(frozen=True)
+class Residual:
+    """How far the model of the steps was off at one load."""
+
+    tokens_per_second: Positive
+    """Output tokens per second and pod."""
+    log_ratio: float
+    """log(measured TPOT / modelled TPOT)."""
+    measured_at: UnixSeconds
+    """Unix seconds."""
+
+
+@dataclass(frozen=True)
 class RunningMean:
     """Mean and variance of a figure over the last `ROUNDS` rounds."""
 
@@ -193,6 +208,18 @@ class Knowledge:
     latencies: tuple[Latencies, ...] = ()
     """Of an option without speculation, one per half octave of load."""
     ageing: Ageing | None = None
+    residuals: tuple[Residual, ...] = ()
+    """One per half octave of load."""
+
+    def with_residual(self, new: Residual) -> Knowledge:
+        """Adds how far the model is seen to be off."""
+        old = next((r for r in self.residuals if _place(r.tokens_per_second) == _place(new.tokens_per_second)), None)
+        if old is not None:
+            # What was seen a while ago says little about the bursts of now.
+            weight = max(NEWER, min(1.0, (new.measured_at - old.measured_at) / DAY))
+            new = replace(new, log_ratio=old.log_ratio + weight * (new.log_ratio - old.log_ratio))
+        kept = sorted((r for r in self.residuals if r is not old), key=lambda r: r.measured_at)[-(MAX_RESIDUALS - 1) :]
+        return replace(self, residuals=(*kept, new))
 
     def latencies_like(self, tokens_per_second: float, prompt_length: float, now: float) -> Latencies | None:
         """What was measured within a day at a load like this (`Latencies` for the units)."""
@@ -273,9 +300,13 @@ def _latencies(m: Measurement, now: float) -> Latencies | None:
 
 def _newest(old: tuple[Latencies, ...], new: Latencies) -> tuple[Latencies, ...]:
     """The last ones, one per half octave of load."""
-    place = round(2 * math.log2(new.tokens_per_second))
-    others = [known for known in old if round(2 * math.log2(known.tokens_per_second)) != place]
+    others = [known for known in old if _place(known.tokens_per_second) != _place(new.tokens_per_second)]
     return (*others[-(MAX_LATENCIES - 1) :], new)
+
+
+def _place(tokens_per_second: float) -> int:
+    """Half octaves of load."""
+    return round(2 * math.log2(tokens_per_second))
 
 
 def _drafts(old: Drafts | None, measured: Measurement, k: int, now: float) -> Drafts | None:

@@ -12,6 +12,7 @@ from specdecode.model.cost import Band, OfferedLoad, Option, Prediction
 from specdecode.model.equilibrium import Array, settle
 from specdecode.model.estimate import Z90, Estimate
 from specdecode.model.knowledge import Knowledge
+from specdecode.model.misfit import Misfit
 from specdecode.model.steptime import Points, StepModel
 from specdecode.model.tokens import Tokens, moved, tokens
 from specdecode.vllm.speculation import BatchRange, Speculation
@@ -51,6 +52,7 @@ class LearntModel:
         self._known, self._max, self._limit, self._now = known, max_num_seqs, graph_limit, now
         self._methods = {name: s.method if s else None for name, s in speculations.items()}
         self._steps = StepModel(known, self._methods, graph_limit, now)
+        self._misfit = Misfit(known, now)
         self._batch = np.arange(1, max_num_seqs + 1, dtype=np.float64)
         self._log_batch = np.log(self._batch)
         self._few = np.unique(np.round(np.geomspace(1, max_num_seqs, _GRID)))
@@ -180,6 +182,8 @@ class LearntModel:
         shifted = np.repeat(mean + _SHIFTS[:, None] * sd, len(levels), axis=0)
         settled = settle(shifted, np.tile(asked, 3), busy)
         low, value, high = (settled.tpot.reshape(3, -1) @ weights / weights.sum()).tolist()
+        unexplained, variance = self._misfit.at(option.profile, asked[len(levels) // 2 : len(levels) // 2 + 1])
+        tpot = _widened(Estimate(value, min(low, value), max(high, value)), unexplained[0], variance[0])
         middle = len(levels) // 2
         # More load brings more prompts: they take their share of the capacity too. (Without them the capacity were
         # that of now over what they leave of the time.)
@@ -187,10 +191,11 @@ class LearntModel:
         headroom = 1 / ((1 - full) / settled.headroom.reshape(3, -1)[:, middle] + full) * levels[middle]
         most, capacity, least = (headroom * max(load.tokens_per_second, 1e-6)).tolist()
         return Prediction(
-            Estimate(value, min(low, value), max(high, value)),
+            tpot,
             float(settled.batch_size.reshape(3, -1)[1] @ weights / weights.sum()),
             float(headroom[1]),
             Estimate(capacity, min(least, capacity), max(most, capacity)),
+            float(unexplained[0]),
         )
 
     def acceptance(self, option: Option) -> Estimate | None:
@@ -210,7 +215,11 @@ class LearntModel:
             settle(mean + z * sd, asked, self._busy(option, prompts, load.prompt_length, z)).tpot
             for z in (-Z90, 0.0, Z90)
         ]
-        return [Estimate(float(v), float(min(a, v)), float(max(b, v))) for a, v, b in zip(*curves, strict=True)]
+        off = zip(*self._misfit.at(option.profile, asked), strict=True)
+        return [
+            _widened(Estimate(float(v), float(min(a, v)), float(max(b, v))), *misfit)
+            for a, v, b, misfit in zip(*curves, off, strict=True)
+        ]
 
     def log_tpot(self, option: Option, load: OfferedLoad, tokens_per_second: Array) -> Array:
         """See `CostModel`. Read off a curve of `_LOADS` points."""
@@ -222,7 +231,7 @@ class LearntModel:
             loads = np.geomspace(top / 500, top, _LOADS)
             busy = self._busy(option, loads * _PROMPTS_STEP**prompts, load.prompt_length)
             settled = settle(mean, loads, busy)
-            self._over_loads[key] = np.log(loads), np.log(settled.tpot)
+            self._over_loads[key] = np.log(loads), np.log(settled.tpot) + self._misfit.at(option.profile, loads)[0]
         return np.interp(np.log(np.maximum(tokens_per_second, 1e-6)), *self._over_loads[key])
 
     def band(self, option: Option, load: OfferedLoad | None) -> Band | None:
@@ -282,6 +291,13 @@ class LearntModel:
         if len(ranges) == 1 and ranges[0].k in (0, k_max):
             return None
         return replace(option, speculation=replace(speculation, schedule=ranges, disable_by_batch_size=None))
+
+
+def _widened(tpot: Estimate, unexplained: float, variance: float) -> Estimate:
+    """With what is known of the model's misfit."""
+    value = tpot.value * math.exp(unexplained)
+    low, high = (math.hypot(math.log(end / tpot.value), Z90 * math.sqrt(variance)) for end in (tpot.low, tpot.high))
+    return Estimate(value, value * math.exp(-low), value * math.exp(high))
 
 
 def _bucket(context: float) -> int:

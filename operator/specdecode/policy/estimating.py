@@ -12,11 +12,11 @@ import numpy as np
 from specdecode.api.v1alpha1 import BatchSizeTuningMode, Outcome, RolloutPhase
 from specdecode.model.cost import Band, CostModel, OfferedLoad, Option, Prediction
 from specdecode.model.estimate import Estimate
-from specdecode.model.knowledge import ENOUGH_REQUEST_STEPS, Knowledge, StepTime, learn
+from specdecode.model.knowledge import ENOUGH_REQUEST_STEPS, Knowledge, Residual, StepTime, learn
 from specdecode.model.learnt import LearntModel
 from specdecode.model.loads import LoadHistory
 from specdecode.model.measure import Change, Measurement, measurement
-from specdecode.model.window import ENOUGH_DRAFTED, Window, acceptance_spread, pods_together
+from specdecode.model.window import ENOUGH_DRAFTED, Reading, Window, acceptance_spread, pods_together
 from specdecode.policy.ageing import aged, freshness, served
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.observation import Estimates, Observation, Pod
@@ -55,12 +55,19 @@ class Modeller:
         """The model of the evidence."""
         if self._fitted is not None:
             old, model = self._fitted
-            same = old.known is e.known and replace(old, known=e.known, now=e.now) == e
+            same = _alike(old.known, e.known) and replace(old, known=e.known, now=e.now) == e
             if same and 0 <= e.now - old.now < AGEING:
                 return model
         model = LearntModel(e.known, e.speculations, e.max_num_seqs, e.graph_limit, e.now)
         self._fitted = e, model
         return model
+
+
+def _alike(old: Mapping[str, Knowledge], new: Mapping[str, Knowledge]) -> bool:
+    """Whether the model would be fitted to the same."""
+    return old.keys() == new.keys() and all(
+        k.step_times is new[name].step_times and k.drafts is new[name].drafts for name, k in old.items()
+    )
 
 
 AGEING = 300.0
@@ -103,6 +110,8 @@ COLD_CACHE = 60.0
 
 LARGEST_CORRECTION = 0.1
 """By which the model may move what a canary showed, as a log: beyond that the measurement would count for little."""
+STEEPEST = 0.4
+"""By how much of a change in load the gain of drafts is believed to change at most, both as logs."""
 
 
 def estimate(o: Observation, model_of: ModelFactory) -> Observation:
@@ -140,7 +149,32 @@ def estimate(o: Observation, model_of: ModelFactory) -> Observation:
         running=modelled and _anchored(modelled, measured),
         restart=freshness(o, knowledge.get(o.active.profile), _cost(o, len(running)).restart) if o.active else None,
     )
+    knowledge = _held_against(knowledge, o, measured, load, modelled)
     return replace(o, knowledge=knowledge, loads=loads, estimates=estimates)
+
+
+def _held_against(
+    knowledge: Mapping[str, Knowledge],
+    o: Observation,
+    measured: Measurement | None,
+    load: OfferedLoad | None,
+    modelled: Prediction | None,
+) -> Mapping[str, Knowledge]:
+    """Notes how far the model is off what runs, as often as anything is learnt."""
+    active = knowledge.get(o.active.profile) if o.active else None
+    if o.active is None or active is None or active.learnt_at != o.now or o.rollout is not None:
+        return knowledge
+    if measured is None or not measured.tpot_seconds or load is None or modelled is None:
+        return knowledge
+    if measured.finished < ENOUGH_FINISHED:
+        return knowledge
+    log_ratio = math.log(measured.tpot_seconds / modelled.tpot.value) + modelled.unexplained
+    residual = Residual(load.tokens_per_second, log_ratio, o.now)
+    return {**knowledge, o.active.profile: active.with_residual(residual)}
+
+
+ENOUGH_FINISHED = 30
+"""Requests whose mean TPOT the model is held against."""
 
 
 _JUDGED: WeakKeyDictionary[CostModel, dict[object, Estimates]] = WeakKeyDictionary()
@@ -170,7 +204,9 @@ def _learnt(o: Observation, windows: Mapping[str, Window]) -> Mapping[str, Knowl
             continue
         ours = [windows[p.name] for p in pods]
         k, measured = _drafting(option, ours)
-        steps = [s for w in ours if (s := _step(option, w.since(known.learnt_at), o.now)) is not None]
+        # Reading by reading: the longer the stretch, the more batch sizes are in its mean.
+        new = (r for w in ours for r in w.since(known.learnt_at).readings[1:])
+        steps = [s for r in new if (s := _step(option, r)) is not None]
         if (measured is None or not measured.request_steps) and not steps:
             continue
         acceptance = _acceptance(measured, ours)
@@ -233,20 +269,20 @@ def _clear_k(option: Option, batch: float | None) -> int | None:
     return low if low == high else None
 
 
-def _step(option: Option, window: Window, now: float) -> StepTime | None:
-    """The mean step of a pod over the readings of a window."""
-    if not isinstance(window.change, Change):
+def _step(option: Option, reading: Reading) -> StepTime | None:
+    """The mean step of a pod since the reading before."""
+    m = reading.part
+    if m is None:
         return None
-    m = measurement([window.change])
     k = _clear_k(option, m.requests_per_step)
     b, seconds = m.requests_per_step, m.step_seconds
     if k is None or not b or not seconds or (m.request_steps or 0.0) < ENOUGH_REQUEST_STEPS or not m.steps:
         return None
-    if b > FEW and not 1 / STEADY < m.seconds / m.steps / seconds * window.change.engines < STEADY:
+    if b > FEW and not 1 / STEADY < m.seconds / m.steps / seconds * m.engines < STEADY:
         return None
     drafted = (m.draft_tokens or 0.0) / (m.request_steps or 1.0)
     prompt = (m.prompt_tokens_per_second or 0.0) * m.seconds / m.steps
-    return StepTime(b, b * (1 + drafted), seconds, prompt, m.prompt_length or 0.0, _context(m), k, now)
+    return StepTime(b, b * (1 + drafted), seconds, prompt, m.prompt_length or 0.0, _context(m), k, reading.t)
 
 
 def _context(m: Measurement) -> float:
@@ -441,9 +477,11 @@ class _Here:
         whole_load = 1.0 if self.o.rollout is None else (pods + 1) / pods
         asked = load.tokens_per_second * whole_load * np.array([1.0, pods / (pods + 1)])
         whole, shared = self.model.log_tpot(active, load, asked) - self.model.log_tpot(option, load, asked)
-        # The model's word alone never promotes drafts: it may only take away from what was measured of them.
-        most = LARGEST_CORRECTION if option.speculation is None else 0.0
-        return float(min(max(whole - shared, -LARGEST_CORRECTION), most))
+        if option.speculation is None:
+            return float(np.clip(whole - shared, -LARGEST_CORRECTION, LARGEST_CORRECTION))
+        # The model's word alone never promotes drafts: it may only take away from what was measured of them, and the
+        # less the more pods share the load.
+        return float(np.clip(whole - shared, -STEEPEST * math.log((pods + 1) / pods), 0.0))
 
 
 def _corrected(o: Observation, menu: Menu, candidates: tuple[Option, ...]) -> tuple[Option, ...]:

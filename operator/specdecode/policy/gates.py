@@ -19,7 +19,14 @@ from specdecode.model.tokens import MEMORY, moved
 from specdecode.policy.ageing import restart_restores, restarts_are_rationed
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Decision, Reason
-from specdecode.policy.guards import acceptance_below_floor, breaks_tpot_limit, fills_kv_cache, kv_squeezed, ttft_bound
+from specdecode.policy.guards import (
+    TRAFFIC_TURNED,
+    acceptance_below_floor,
+    breaks_tpot_limit,
+    fills_kv_cache,
+    kv_squeezed,
+    ttft_bound,
+)
 from specdecode.policy.observation import Observation
 from specdecode.policy.options import configuration, describe
 from specdecode.policy.outlook import worth_of_trying
@@ -285,10 +292,8 @@ def worth_a_probe(o: Observation) -> Decision | None:
     )
 
 
-TRAFFIC_TURNED = 0.3
-"""Change of log(E - 1) of the profile that runs from which an earlier failure of another one proves nothing."""
 LOAD_TURNED = 1.5
-"""Factor in load of which the same holds."""
+"""Factor in load from which an earlier failure proves nothing."""
 PROBE_EVERY = 4 * 3600.0
 """Seconds between two tries of one profile, doubled after each that failed: what is known of it has faded by then."""
 
@@ -451,6 +456,9 @@ def _barred(o: Observation, option: Option) -> str | None:
     is not sure to pay."""
     if broken := breaks_tpot_limit(o, option) or fills_kv_cache(o, option):
         return broken
+    if o.active is not None and option.profile == o.active.profile:
+        # Another schedule of what runs.
+        return None
     known, gain = o.knowledge.get(option.profile), o.estimates.gain(option)
     rate = known.acceptance_rate if known and option.speculation is not None else None
     floor = o.policy.guards.acceptance.disable_below

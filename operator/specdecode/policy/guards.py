@@ -32,6 +32,8 @@ ADDS = 0.1
 """Share by which mean TTFT must be above what it was without speculation to count."""
 QUEUEING = 0.5
 """Share of TTFT spent waiting from which it is a matter of capacity, which speculation may add."""
+TRAFFIC_TURNED = 0.3
+"""Change of log(E - 1) from which the traffic is another."""
 DISPROVED_FOR = 4 * 3600.0
 """Seconds for which a guard is silent after a canary showed that switching off does not help."""
 
@@ -54,9 +56,17 @@ def acceptance_below_floor(o: Observation) -> Decision | None:
         off,
         change=True,
         gain=gain,
-        # Where the cost of both is known, it is a change like others, and rests after the last one.
-        urgent=not measured,
+        # Where the cost of both is known, it rests after the last change like any other, unless the traffic is another
+        # than when the drafts were chosen.
+        urgent=not measured or _fell(o, o.active.profile),
     )
+
+
+def _fell(o: Observation, profile: str) -> bool:
+    """Whether fewer drafts are accepted than was usual."""
+    known = o.knowledge.get(profile)
+    drafts = known.drafts if known else None
+    return drafts is not None and drafts.usual is not None and drafts.usual - drafts.extra > TRAFFIC_TURNED
 
 
 def kv_squeezed(o: Observation) -> Decision | None:

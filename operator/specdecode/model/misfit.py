@@ -1,0 +1,74 @@
+"""What the model of single steps leaves unexplained of the TPOT that users get: bursts shorter than a look, prefixes
+that pods share, whatever else makes a service differ from a queue of independent requests.
+
+log TPOT measured - log TPOT modelled is a Gaussian process over log load, half of it common to all options (a service
+that is bursty is so for all), half each option's own. How large it is at all is weighted by the evidence, so where the
+model explains what is seen it says next to nothing. What was seen long ago says less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specdecode.model.knowledge import DAY, Knowledge
+
+Array = NDArray[np.float64]
+
+_SIZES = np.array([0.015, 0.08, 0.25, 0.5])
+"""Standard deviation of the misfit."""
+_SIZE_PRIOR = np.log([0.45, 0.3, 0.15, 0.1])
+_LENGTH = 0.7
+"""Length scale in log load."""
+_COMMON = 0.5
+"""Part of its variance that all options share."""
+_NOISE = 0.05
+"""Standard deviation of the logarithm of a mean TPOT over a window: requests that finish tell of minutes before."""
+_AGEING = 0.2
+"""What that grows by a day."""
+
+
+class Misfit:
+    """Fitted once, then asked."""
+
+    def __init__(self, known: Mapping[str, Knowledge], now: float) -> None:
+        seen = [(name, r) for name, k in sorted(known.items()) for r in k.residuals]
+        self._names = [name for name, _ in seen]
+        self._loads = np.log([r.tokens_per_second for _, r in seen])
+        ratios = np.array([r.log_ratio for _, r in seen])
+        ages = np.array([max(0.0, now - r.measured_at) for _, r in seen]) / DAY
+        self._weights, self._solved, self._inverses = np.ones(1), [ratios], [np.zeros((0, 0))]
+        if not seen:
+            return
+        same = np.array([[a == b for b in self._names] for a in self._names])
+        shape = self._shape(self._loads, same)
+        log_weights, self._solved, self._inverses = _SIZE_PRIOR.copy(), [], []
+        for i, size in enumerate(_SIZES):
+            covariance = size**2 * shape + np.diag(_NOISE**2 + (_AGEING * ages) ** 2)
+            inverse = np.linalg.inv(covariance)
+            self._solved.append(inverse @ ratios)
+            self._inverses.append(inverse)
+            log_weights[i] -= 0.5 * (ratios @ self._solved[-1] + np.linalg.slogdet(covariance)[1])
+        weights = np.exp(log_weights - log_weights.max())
+        self._weights = weights / weights.sum()
+
+    def _shape(self, loads: Array, same: NDArray[np.bool_]) -> Array:
+        near = np.exp(-0.5 * ((loads[:, None] - self._loads) / _LENGTH) ** 2)
+        shape: Array = near * (_COMMON + (1 - _COMMON) * same)
+        return shape
+
+    def at(self, profile: str, tokens_per_second: Array) -> tuple[Array, Array]:
+        """Mean and variance of log(measured / modelled) of an option at some loads."""
+        if not self._names:
+            return np.zeros(len(tokens_per_second)), np.zeros(len(tokens_per_second))
+        same = np.array([[name == profile for name in self._names]])
+        shape = self._shape(np.log(np.maximum(tokens_per_second, 1e-6)), same)
+        means = np.stack([s**2 * shape @ a for s, a in zip(_SIZES, self._solved, strict=True)])
+        mean = self._weights @ means
+        known = np.stack(
+            [s**4 * ((shape @ v) * shape).sum(axis=1) for s, v in zip(_SIZES, self._inverses, strict=True)]
+        )
+        variance = np.maximum((_SIZES**2)[:, None] - known, 0.0) + (means - mean) ** 2
+        return mean, self._weights @ variance
