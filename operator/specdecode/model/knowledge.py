@@ -36,6 +36,9 @@ SHRINKAGE = 20.0
 MAX_RESIDUALS = 8
 """Loads at which it is kept how far the model was off; the oldest go."""
 
+MOST_RESIDUAL = 2.0
+"""By how much the model may be off, as a log; more is no residual but a mistake."""
+
 MAX_LATENCIES = 6
 """Loads at which latencies without speculation are kept; the oldest go."""
 
@@ -150,7 +153,7 @@ class Residual:
 
     tokens_per_second: Positive
     """Output tokens per second and pod."""
-    log_ratio: float
+    log_ratio: Annotated[float, Ge(-MOST_RESIDUAL), Le(MOST_RESIDUAL)]
     """log(measured TPOT / modelled TPOT)."""
     measured_at: UnixSeconds
     """Unix seconds."""

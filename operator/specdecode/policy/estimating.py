@@ -12,7 +12,7 @@ import numpy as np
 from specdecode.api.v1alpha1 import BatchSizeTuningMode, Outcome, RolloutPhase
 from specdecode.model.cost import Band, CostModel, OfferedLoad, Option, Prediction
 from specdecode.model.estimate import Estimate
-from specdecode.model.knowledge import ENOUGH_REQUEST_STEPS, Knowledge, Residual, StepTime, learn
+from specdecode.model.knowledge import ENOUGH_REQUEST_STEPS, MOST_RESIDUAL, Knowledge, Residual, StepTime, learn
 from specdecode.model.learnt import LearntModel
 from specdecode.model.loads import LoadHistory
 from specdecode.model.measure import Change, Measurement, measurement
@@ -166,15 +166,21 @@ def _held_against(
         return knowledge
     if measured is None or not measured.tpot_seconds or load is None or modelled is None:
         return knowledge
-    if measured.finished < ENOUGH_FINISHED:
+    # Requests that finish tell of the time that they took.
+    lasted = measured.tpot_seconds * (measured.output_length or math.inf)
+    if measured.finished < ENOUGH_FINISHED or lasted > SHORT * o.policy.metrics.window:
         return knowledge
     log_ratio = math.log(measured.tpot_seconds / modelled.tpot.value) + modelled.unexplained
+    if abs(log_ratio) > MOST_RESIDUAL:
+        return knowledge
     residual = Residual(load.tokens_per_second, log_ratio, o.now)
     return {**knowledge, o.active.profile: active.with_residual(residual)}
 
 
 ENOUGH_FINISHED = 30
 """Requests whose mean TPOT the model is held against."""
+SHORT = 0.1
+"""Share of the window that they may have lasted, so that what they felt was the load of the window."""
 
 
 _JUDGED: WeakKeyDictionary[CostModel, dict[object, Estimates]] = WeakKeyDictionary()
@@ -481,7 +487,7 @@ class _Here:
             return float(np.clip(whole - shared, -LARGEST_CORRECTION, LARGEST_CORRECTION))
         # The model's word alone never promotes drafts: it may only take away from what was measured of them, and the
         # less the more pods share the load.
-        return float(np.clip(whole - shared, -STEEPEST * math.log((pods + 1) / pods), 0.0))
+        return float(np.clip(whole - shared, -min(LARGEST_CORRECTION, STEEPEST * math.log((pods + 1) / pods)), 0.0))
 
 
 def _corrected(o: Observation, menu: Menu, candidates: tuple[Option, ...]) -> tuple[Option, ...]:

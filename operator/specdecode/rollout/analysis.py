@@ -28,6 +28,9 @@ _T90 = {3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}
 
 UNEQUAL_LOAD = 1.5
 """Factor in tokens/s per pod between canary and baseline from which the one with less load has it too easy to win."""
+LULL = 0.5
+"""Share of the load for which a change was decided below which its canary proves nothing: in a lull all drafts are
+fast. (Above it, nothing follows: a canary that is faster serves more to clients who wait for their answers.)"""
 TOLD = 0.005
 """Correction for the load that is worth a word."""
 PLAIN = 0.25
@@ -65,6 +68,12 @@ class Comparison:
     figure: Figure = Figure.TPOT
     correction: float = 0.0
     """What of the gain, as a log, is due to the load after a promotion and was not measured."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all pods together; 0 where that was not measured."""
+        rates = (m.generation_tokens_per_second for m in (self.canary, self.baseline) if m is not None)
+        return math.fsum(rate or 0.0 for rate in rates)
 
     @property
     def shown(self) -> str:
@@ -143,20 +152,31 @@ def compare(
     )
 
 
-def judge(c: Comparison, policy: SpecDecodePolicySpec, required_gain: float, *, protect_tail: bool) -> Verdict | None:
+def judge(
+    c: Comparison,
+    policy: SpecDecodePolicySpec,
+    required_gain: float,
+    *,
+    protect_tail: bool,
+    decided_at: float | None = None,
+) -> Verdict | None:
     """The verdict, or None while there is none yet. Harm is called early; success after the whole time, where it is
-    plain after half of it."""
+    plain after half of it, and not in a lull.
+
+    `decided_at`: that load, of the whole workload in tokens/s; None where it is not known.
+    """
     rules = policy.rollout.analysis
     how = "before and after, for want of a baseline: " if c.before_and_after else ""
     if errors := _errors(c):
         return Verdict(Outcome.FAILED, Ending.REQUESTS_FAIL, errors, c.gain)
     enough = _enough_requests(c, rules.minimum_requests)
     share = _share_of_load(c)
+    lull = decided_at is not None and c.tokens_per_second < LULL * decided_at
     if c.gain is not None and enough:
         if c.gain.high < min(0.0, required_gain - NO_WORSE) and share <= UNEQUAL_LOAD:
             return Verdict(Outcome.FAILED, Ending.SLOWER, f"{how}the canary is slower: {c.shown}", c.gain)
         plain = c.gain.low > required_gain + PLAIN
-        if c.seconds >= rules.duration * (0.5 if plain else 1.0) and share >= 1 / UNEQUAL_LOAD:
+        if c.seconds >= rules.duration * (0.5 if plain else 1.0) and share >= 1 / UNEQUAL_LOAD and not lull:
             if broken := _slo_broken(c, policy) or (protect_tail and _tail_worse(c)):
                 return Verdict(Outcome.FAILED, Ending.TAIL_WORSE, f"{how}{broken}", c.gain)
             floor = 0.0 if required_gain > 0 else -NO_WORSE
@@ -177,6 +197,14 @@ def judge(c: Comparison, policy: SpecDecodePolicySpec, required_gain: float, *, 
         )
     if not 1 / UNEQUAL_LOAD <= share <= UNEQUAL_LOAD:
         return Verdict(Outcome.INCONCLUSIVE, Ending.UNEQUAL_LOAD, "canary and baseline got unequal load", c.gain)
+    if lull:
+        return Verdict(
+            Outcome.INCONCLUSIVE,
+            Ending.UNEQUAL_LOAD,
+            f"the load fell from {decided_at:.0f} to {c.tokens_per_second:.0f} tokens/s: what the canary showed tells"
+            " nothing of the load that the change is for",
+            c.gain,
+        )
     return Verdict(Outcome.INCONCLUSIVE, Ending.NOT_SURE, f"{how}no clear answer in time: {c.shown}", c.gain)
 
 

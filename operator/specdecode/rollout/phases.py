@@ -328,7 +328,13 @@ def _analysing(c: _Change) -> Step:
     if c.rollout.give_up_one or figure is not Figure.TPOT:
         correction = 0.0
     comparison = compare(canaries, c.baseline, since, c.o.now, c.rollout.before, figure=figure, correction=correction)
-    verdict = judge(comparison, c.o.policy, c.rollout.required_gain, protect_tail=c.rollout.protect_tail)
+    verdict = judge(
+        comparison,
+        c.o.policy,
+        c.rollout.required_gain,
+        protect_tail=c.rollout.protect_tail,
+        decided_at=c.o.loads.at(seconds_of(c.rollout.started_at)),
+    )
     if verdict is None:
         if c.late:
             return c.roll_back(Outcome.ERROR, Ending.ANALYSIS_OVERDUE, "no verdict within the progress deadline")

@@ -17,6 +17,7 @@ from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Knowledge
 from specdecode.model.loads import BUCKET, LoadHistory
 from specdecode.model.window import Window
+from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.estimating import (
     AGEING,
     DEFAULT_GRAPH_LIMIT,
@@ -28,6 +29,7 @@ from specdecode.policy.estimating import (
     estimate,
 )
 from specdecode.policy.observation import Observation
+from specdecode.rollout.phases import advance
 from specdecode.vllm.metrics import Page
 from specdecode.vllm.speculation import BatchRange, Speculation
 from support.world import CONTAINER, NOW, menu, merged, observation, option, pod, spec, traffic
@@ -211,6 +213,29 @@ def test_what_was_learnt_is_not_learnt_again_until_there_is_something_new() -> N
     soon, later = (replace(o, now=o.now + f * LEARNING * window) for f in (0.9, 1.1))
     assert estimate(soon, Modeller()).knowledge is o.knowledge
     assert estimate(later, Modeller()).knowledge["disabled"].learnt_at == later.now
+
+
+LONG = traffic(seconds=300.0)
+"""Readings over a time that requests of two seconds do not count in."""
+
+
+def test_the_model_is_held_against_the_tpot_that_users_get() -> None:
+    o = observation(window=LONG)
+    (residual,) = o.knowledge["disabled"].residuals
+    m, p = o.estimates.measured, o.estimates.modelled
+    assert m is not None and m.tpot_seconds is not None and p is not None and o.estimates.load is not None
+    assert residual.log_ratio == pytest.approx(math.log(m.tpot_seconds / p.tpot.value))
+    assert residual.tokens_per_second == o.estimates.load.tokens_per_second
+
+
+def test_it_is_not_while_canaries_take_a_part_nor_by_requests_that_outlast_the_window() -> None:
+    brief = observation(spec(metrics={"interval": "2s", "window": "10s"}), window=LONG)
+    assert not brief.knowledge["disabled"].residuals, "they tell of the time before"
+    o = observation(window=LONG)
+    begun = advance(o, Decision(Reason.WORTH_A_CANARY, "", option(menu(spec()), "ngram"), change=True)).rollout
+    assert begun is not None
+    changing = estimate(replace(o, rollout=begun, knowledge={}), Modeller())
+    assert changing.knowledge["disabled"].step_times and not changing.knowledge["disabled"].residuals
 
 
 def test_without_requests_nothing_is_learnt() -> None:

@@ -349,6 +349,24 @@ def test_a_better_threshold_is_a_reason_of_its_own() -> None:
     assert d.reason is Reason.BETTER_THRESHOLD and d.target == scheduled
 
 
+def test_low_acceptance_does_not_bar_a_better_schedule_of_what_runs() -> None:
+    o = running_ngram(acceptance=0.4, batch=4.0, **{"knowledge": without(ngram=seen(0.4))})
+    assert o.active is not None and o.active.speculation is not None and o.estimates.modelled is not None
+    scheduled = replace(o.active, speculation=replace(o.active.speculation, schedule=(BatchRange(1, 256, 1),)))
+    off = option(menu(spec()), "disabled")
+    better = unable(
+        o,
+        candidates=(scheduled, off),
+        predictions={
+            "ngram": faster(o.estimates.modelled, 1.3, 1.4),
+            "disabled": faster(o.estimates.modelled, 0.5),
+        },
+        outlooks={"ngram": expecting(1.0).estimates.outlooks["ngram"]},
+    )
+    d = decide(better)
+    assert (d.reason, d.target) == (Reason.BETTER_THRESHOLD, scheduled)
+
+
 @pytest.mark.parametrize(
     ("o", "reason", "change"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from specdecode.api.v1alpha1 import Configuration, HistoryEntry, Outcome
 from specdecode.model.cost import Prediction
 from specdecode.model.estimate import Estimate
 from specdecode.model.histogram import Quantile
-from specdecode.model.knowledge import Knowledge, Latencies, StepTime, learn
+from specdecode.model.knowledge import Drafts, Knowledge, Latencies, StepTime, learn
 from specdecode.model.measure import Measurement, Percentiles
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Decision, Reason
@@ -172,6 +173,16 @@ def test_only_a_rule_of_thumb_is_urgent(known: dict[str, Knowledge], urgent: boo
         o, estimates=replace(o.estimates, predictions={"ngram": prediction(0.02), "disabled": prediction(0.018)})
     )
     d = acceptance_below_floor(o)
+    assert d is not None and d.urgent is urgent
+
+
+@pytest.mark.parametrize(("usually", "urgent"), [(1.0, True), (0.35, False)], ids=["fell", "as ever"])
+def test_traffic_that_turned_does_not_wait_for_the_cool_down(usually: float, urgent: bool) -> None:
+    """What the drafts were chosen for is gone; where they were always like this, the choice rests."""
+    drafts = Drafts(1.0, (0.3, 0.15), NOW, 1e4, usual=math.log(usually))
+    o = low(knowledge={**BOTH, "ngram": Knowledge(NOW, drafts=drafts)})
+    predictions = {"ngram": prediction(0.02), "disabled": prediction(0.018)}
+    d = acceptance_below_floor(replace(o, estimates=replace(o.estimates, predictions=predictions)))
     assert d is not None and d.urgent is urgent
 
 

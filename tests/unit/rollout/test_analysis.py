@@ -314,3 +314,24 @@ def old_version(**kw: Any) -> Pod:
 def test_where_no_tpot_is_exposed_it_is_step_time_over_tokens_per_step() -> None:
     c = compare((old_version(step=0.02, acceptance=0.6),), (old_version(step=0.02),), NOW - 55, NOW, None)
     assert c.gain is not None and c.gain.value == pytest.approx(3.0), "four tokens a step"
+
+
+@pytest.mark.parametrize(
+    ("decided_at", "seconds", "outcome"),
+    [
+        (None, DURATION, Outcome.SUCCESSFUL),
+        (5000.0, DURATION, Outcome.SUCCESSFUL),
+        (1000.0, DURATION, Outcome.SUCCESSFUL),
+        (6100.0, DURATION, None),
+        (6100.0, 2 * DURATION, Outcome.INCONCLUSIVE),
+    ],
+    ids=["not known", "less now", "more now", "a lull", "a lull that lasts"],
+)
+def test_what_a_canary_shows_in_a_lull_proves_nothing(
+    decided_at: float | None, seconds: float, outcome: Outcome | None
+) -> None:
+    """Canary and baseline serve 3,000 tokens/s together."""
+    found = judge(comparison(seconds=seconds), POLICY, REQUIRED, protect_tail=False, decided_at=decided_at)
+    assert (found.outcome if found else None) is outcome
+    if outcome is Outcome.INCONCLUSIVE:
+        assert found is not None and "fell from 6100 to 3000 tokens/s" in found.message
