@@ -238,6 +238,8 @@ AMPLE = 1.5
 
 def no_baseline(o: Observation) -> Decision | None:
     """Nobody has seen this workload without speculation: what it gains is not known before one pod runs without."""
+    if o.policy.mode is not Mode.AUTO:
+        return None
     off = next((c for c in o.estimates.candidates if c.profile == DISABLED), None)
     known = o.knowledge.get(DISABLED)
     if off is None or o.active is None or o.active.speculation is None or (known is not None and known.step_times):
@@ -256,8 +258,12 @@ def no_baseline(o: Observation) -> Decision | None:
 
 
 def worth_a_probe(o: Observation) -> Decision | None:
-    """A win is plausible, though not likely, and what it would bring outweighs one pod's time: a canary tells."""
-    if o.active is None or o.estimates.running is None or o.estimates.running.saturated or _cannot_spare(o):
+    """A win is plausible, though not likely, and what it would bring outweighs one pod's time: a canary tells.
+
+    Only where canaries are made: to try something is no recommendation to run it.
+    """
+    running = o.estimates.running
+    if o.policy.mode is not Mode.AUTO or o.active is None or running is None or running.saturated or _cannot_spare(o):
         return None
     best: tuple[float, Option, Estimate] | None = None
     for option in o.estimates.candidates:

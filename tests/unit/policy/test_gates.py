@@ -484,6 +484,16 @@ def test_a_baseline_that_could_not_carry_the_load_is_not_asked_for() -> None:
     assert decide(unable(o, predictions={**o.estimates.predictions, "disabled": full})).reason is Reason.BEST_ALREADY
 
 
+@pytest.mark.parametrize("mode", ["Recommend", "Auto"])
+def test_what_only_a_canary_can_tell_is_no_recommendation(mode: str) -> None:
+    policy = spec(mode=mode)
+    unseen = decide(running_ngram(acceptance=0.75, batch=4.0, policy=policy))
+    unlikely = decide(expecting(-0.1, spread=3.0, benefit=-1.0, payback=None, policy=policy))
+    assert unseen.change is unlikely.change is (mode == "Auto")
+    if mode == "Recommend":
+        assert [d.target and d.target.profile for d in (unseen, unlikely)] == ["ngram", "disabled"], "what runs"
+
+
 # --- a probe --------------------------------------------------------------------------------------------------------
 
 UNLIKELY = {"spread": 3.0, "benefit": -1.0, "payback": None}
