@@ -27,7 +27,7 @@ from specdecode.policy.guards import (
     kv_squeezed,
     ttft_bound,
 )
-from specdecode.policy.observation import Observation
+from specdecode.policy.observation import Estimates, Observation
 from specdecode.policy.options import configuration, describe
 from specdecode.policy.outlook import worth_of_trying
 
@@ -262,8 +262,9 @@ def worth_a_probe(o: Observation) -> Decision | None:
 
     Only where canaries are made: to try something is no recommendation to run it.
     """
-    running = o.estimates.running
-    if o.policy.mode is not Mode.AUTO or o.active is None or running is None or running.saturated or _cannot_spare(o):
+    if o.policy.mode is not Mode.AUTO or o.active is None:
+        return None
+    if o.estimates.running is None or o.estimates.overloaded or _cannot_spare(o):
         return None
     best: tuple[float, Option, Estimate] | None = None
     for option in o.estimates.candidates:
@@ -449,12 +450,12 @@ def _admissible(o: Observation, option: Option) -> bool:
     prediction = o.estimates.predictions.get(option.profile)
     if prediction is None or not _is_other(o, option) or _barred(o, option):
         return False
-    return not prediction.saturated or _relieves(prediction, o.estimates.running)
+    return not prediction.saturated or _relieves(prediction, o.estimates)
 
 
-def _relieves(option: Prediction, active: Prediction | None) -> bool:
+def _relieves(option: Prediction, e: Estimates) -> bool:
     """Where nothing carries the load, more capacity is still a relief."""
-    return active is not None and active.saturated and option.headroom > active.headroom
+    return e.running is not None and e.overloaded and option.headroom > e.running.headroom
 
 
 def _barred(o: Observation, option: Option) -> str | None:

@@ -131,6 +131,13 @@ class Estimates:
     restart: Freshness | None = None
     """What fresh pods of the active option would be better at; None: nothing that is known."""
 
+    @property
+    def overloaded(self) -> bool:
+        """Whether the pods fall behind: by the model, or because more requests wait than run."""
+        m = self.measured
+        queue = m is not None and (m.waiting or 0.0) > max(m.batch_size or 0.0, 1.0)
+        return queue or (self.running is not None and self.running.saturated)
+
     def gain(self, option: Option) -> Estimate | None:
         """How much faster tokens come with an option than with what runs, at the load of now, both as modelled: where
         model and measurement differ, they differ for both."""

@@ -193,7 +193,7 @@ class _Change:
         target = self.o.estimates.predictions.get(self.rollout.target.profile)
         if running is None or pods < 2:
             return True
-        if running.saturated and target is not None and target.headroom > running.headroom:
+        if self.o.estimates.overloaded and target is not None and target.headroom > running.headroom:
             return True
         return running.headroom * (pods - 1) / pods > SPARE
 

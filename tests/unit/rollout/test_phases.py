@@ -143,15 +143,16 @@ def test_where_no_gpu_is_free_one_pod_is_given_up_if_the_policy_allows() -> None
     assert not step.desired.paused, "the controller must be free to remove an old pod"
 
 
-def no_room(running: float, target: float, *old: Pod, allowed: bool = True) -> Step:
+def no_room(running: float, target: float, *old: Pod, allowed: bool = True, waiting_requests: float = 0.0) -> Step:
     """There is no node for the canary, and this is the headroom of what runs and of what is to run."""
     waiting = canary(ready=False, unschedulable_since=NOW - NO_CAPACITY_AFTER - 1)
     policy = spec(rollout={"allowUnavailable": allowed})
     o = during(RolloutPhase.STARTING, *(old or OLD), waiting, age=70.0, policy=policy)
     e = o.estimates
-    assert e.running is not None
+    assert e.running is not None and e.measured is not None
     predictions = {**e.predictions, "ngram": replace(e.predictions["ngram"], headroom=target)}
-    estimates = replace(e, running=replace(e.running, headroom=running), predictions=predictions)
+    measured = replace(e.measured, waiting=waiting_requests)
+    estimates = replace(e, running=replace(e.running, headroom=running), predictions=predictions, measured=measured)
     return advance(replace(o, estimates=estimates), HOLD)
 
 
@@ -165,6 +166,13 @@ def test_a_pod_is_given_up_only_where_the_others_carry_the_load(running: float, 
     assert rollout is not None and rollout.give_up_one is given_up
     if not given_up:
         assert rollout.outcome_reason == "NoCapacity" and "could not carry the load" in rollout.message
+
+
+def test_pods_with_a_long_queue_are_overloaded_whatever_the_model_says() -> None:
+    """Else a change that was a mistake could not be taken back where no GPU is free."""
+    stuck, relieved = (no_room(1.2, 1.5, waiting_requests=n).rollout for n in (3.0, 5000.0))
+    assert stuck is not None and not stuck.give_up_one
+    assert relieved is not None and relieved.give_up_one
 
 
 def test_one_pod_alone_may_always_be_given_up_where_that_is_allowed() -> None:
