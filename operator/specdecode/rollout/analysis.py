@@ -31,6 +31,9 @@ UNEQUAL_LOAD = 1.5
 LULL = 0.5
 """Share of the load for which a change was decided below which its canary proves nothing: in a lull all drafts are
 fast. (Above it, nothing follows: a canary that is faster serves more to clients who wait for their answers.)"""
+FILLS = 1.3
+"""Factor by which the requests on a canary grow from the middle third of the time to the last, beyond those on its
+baseline, from which it is still filling up: a fresh pod is fast until what it cannot carry has piled up."""
 TOLD = 0.005
 """Correction for the load that is worth a word."""
 PLAIN = 0.25
@@ -68,6 +71,8 @@ class Comparison:
     figure: Figure = Figure.TPOT
     correction: float = 0.0
     """What of the gain, as a log, is due to the load after a promotion and was not measured."""
+    fills: bool = False
+    """Requests still pile up on the canary."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -149,6 +154,7 @@ def compare(
         before_and_after=not baseline,
         figure=figure,
         correction=correction,
+        fills=_growth(canaries, since, now) > FILLS * max(1.0, _growth(baseline, since, now)),
     )
 
 
@@ -176,7 +182,11 @@ def judge(
         if c.gain.high < min(0.0, required_gain - NO_WORSE) and share <= UNEQUAL_LOAD:
             return Verdict(Outcome.FAILED, Ending.SLOWER, f"{how}the canary is slower: {c.shown}", c.gain)
         plain = c.gain.low > required_gain + PLAIN
-        if c.seconds >= rules.duration * (0.5 if plain else 1.0) and share >= 1 / UNEQUAL_LOAD and not lull:
+        if (
+            c.seconds >= rules.duration * (0.5 if plain else 1.0)
+            and share >= 1 / UNEQUAL_LOAD
+            and not (lull or c.fills)
+        ):
             if broken := _slo_broken(c, policy) or (protect_tail and _tail_worse(c)):
                 return Verdict(Outcome.FAILED, Ending.TAIL_WORSE, f"{how}{broken}", c.gain)
             floor = 0.0 if required_gain > 0 else -NO_WORSE
@@ -197,6 +207,10 @@ def judge(
         )
     if not 1 / UNEQUAL_LOAD <= share <= UNEQUAL_LOAD:
         return Verdict(Outcome.INCONCLUSIVE, Ending.UNEQUAL_LOAD, "canary and baseline got unequal load", c.gain)
+    if c.fills and c.gain is not None and c.gain.value > 0:
+        return Verdict(
+            Outcome.INCONCLUSIVE, Ending.NOT_SURE, f"{how}requests still pile up on the canary: {c.shown}", c.gain
+        )
     if lull:
         return Verdict(
             Outcome.INCONCLUSIVE,
@@ -210,6 +224,22 @@ def judge(
 
 def _changes(pods: Iterable[Pod], since: float) -> list[tuple[float, Change]]:
     return [(r.t, r.change) for p in pods for r in p.window.since(since).readings[1:] if isinstance(r.change, Change)]
+
+
+def _growth(pods: Iterable[Pod], since: float, now: float) -> float:
+    """Requests on the pods, running or waiting, in the last third of the time over those in the middle third; 1 where
+    there are too few to tell."""
+    third = (now - since) / 3
+    thirds: tuple[list[float], list[float]] = ([], [])
+    for reading in (r for p in pods for r in p.window.since(since + third).readings):
+        present = math.fsum((e.running or 0.0) + (e.waiting or 0.0) for e in reading.page.engines)
+        thirds[reading.t > since + 2 * third].append(present)
+    middle, last = (math.fsum(t) / len(t) if t else 0.0 for t in thirds)
+    return last / middle if min(middle, last) >= FEW else 1.0
+
+
+FEW = 4.0
+"""Requests on a pod whose number is chance."""
 
 
 def _whole(pods: Iterable[Pod], since: float) -> Measurement | None:

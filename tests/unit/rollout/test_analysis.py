@@ -335,3 +335,36 @@ def test_what_a_canary_shows_in_a_lull_proves_nothing(
     assert (found.outcome if found else None) is outcome
     if outcome is Outcome.INCONCLUSIVE:
         assert found is not None and "fell from 6100 to 3000 tokens/s" in found.message
+
+
+def filling(per_reading: float, start: float = 8.0) -> Pod:
+    """A pod on which so many more requests are at each reading."""
+    even = traffic()
+    window = Window(3600.0)
+    for i, r in enumerate(even.readings):
+        engines = tuple(replace(e, running=start + i * per_reading) for e in r.page.engines)
+        window = window.add(replace(r.page, engines=engines), r.t)
+    return pod("p", "new", None, window)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "fills"),
+    [(0.0, 0.0, False), (4.0, 0.0, True), (4.0, 4.0, False), (0.0, 4.0, False)],
+    ids=["even", "only the canary fills up", "both do: the load grows", "the canary is a relief"],
+)
+def test_a_canary_on_which_requests_still_pile_up_is_told(ours: float, theirs: float, fills: bool) -> None:
+    found = compare((filling(ours),), (filling(theirs),), NOW - 60.0, NOW, None)
+    assert found.fills is fills
+
+
+@pytest.mark.parametrize(
+    ("seconds", "outcome"), [(DURATION, None), (2 * DURATION, Outcome.INCONCLUSIVE)], ids=["a while", "too long"]
+)
+def test_a_canary_that_still_fills_up_is_not_promoted(seconds: float, outcome: Outcome | None) -> None:
+    found = verdict(comparison(seconds=seconds, fills=True))
+    assert (found.outcome if found else None) is outcome
+
+
+def test_a_canary_that_fills_up_and_is_slower_fails_at_once() -> None:
+    found = verdict(comparison((-0.3, -0.4, -0.2), fills=True))
+    assert found is not None and found.outcome is Outcome.FAILED
