@@ -92,15 +92,18 @@ def at_temperature(blocks: Sequence[Block]) -> AtTemperature:
     extra = [
         ((p.tokens_per_step or 0.0) * p.request_steps, p.request_steps) for p in parts if p.request_steps is not None
     ]
+    drafts, drafted = together.drafts or 0.0, together.draft_tokens or 0.0
+    accepted = [(p.accepted_tokens or 0.0, p.draft_tokens or 0.0) for p in parts]
+    acceptance = share(accepted, trials=drafts)
     return AtTemperature(
         temperature=blocks[0].temperature,
         requests=requests,
         tokens=tokens,
-        acceptance=ratio([(p.accepted_tokens or 0.0, p.draft_tokens or 0.0) for p in parts], most=1.0),
-        accepted_length=_plus_one(ratio([(p.accepted_tokens or 0.0, p.drafts or 0.0) for p in parts])),
+        acceptance=acceptance,
+        accepted_length=_length(acceptance, drafted / drafts) if acceptance is not None and drafts else None,
         tokens_per_step=ratio(extra, least=1.0),
         per_position=together.per_position or (),
-        drafts=together.drafts or 0.0,
+        drafts=drafts,
         foreign_requests=together.finished + together.aborted + together.errored - requests,
         foreign_tokens=(together.generation_tokens or 0.0) - tokens,
     )
@@ -123,6 +126,19 @@ def ratio(pairs: Sequence[tuple[float, float]], least: float = 0.0, most: float 
     return Estimate(value, min(value, max(least, value - half)), max(value, min(most, value + half)))
 
 
+def share(pairs: Sequence[tuple[float, float]], trials: float) -> Estimate | None:
+    """A ratio between 0 and 1, of so many independent trials: no surer than those allow, however alike the blocks are.
+
+    Where all or nothing was accepted the blocks do not scatter at all (Wilson's interval).
+    """
+    found = ratio(pairs, most=1.0)
+    if found is None or not trials > 0:
+        return found
+    p, z = found.value, Z90**2 / trials
+    centre, half = (p + z / 2) / (1 + z), math.sqrt(z * (p * (1 - p) + z / 4)) / (1 + z)
+    return Estimate(p, min(found.low, max(0.0, centre - half)), max(found.high, min(1.0, centre + half)))
+
+
 def student90(freedom: int) -> float:
     """Half width of a 90 % interval in standard errors: Student's t (Abramowitz and Stegun, 26.7.5)."""
     if freedom in _FEW:
@@ -140,5 +156,6 @@ _FEW = {1: 6.314, 2: 2.920}
 """Where the expansion is too short."""
 
 
-def _plus_one(e: Estimate | None) -> Estimate | None:
-    return None if e is None else Estimate(1 + e.value, 1 + e.low, 1 + e.high)
+def _length(acceptance: Estimate, drafted: float) -> Estimate:
+    """Tokens of a step that drafts so many."""
+    return Estimate(*(1 + drafted * a for a in (acceptance.value, acceptance.low, acceptance.high)))

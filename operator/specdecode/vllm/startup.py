@@ -10,6 +10,8 @@ from specdecode.vllm.startup_failures import SIGNATURES, Failure
 LOG_LINES = 300
 """How much of a log is worth asking for: below the cause there are up to three tracebacks: worker, engine, server."""
 LOG_BYTES = 256 * 1024
+WIDTH = 4000
+"""Characters of a line that are looked at: vLLM lists all architectures that it knows in one."""
 QUOTED = 160
 """Characters of a message that are quoted at most."""
 
@@ -78,13 +80,13 @@ def _plain(log: str) -> str:
     for line in log[-LOG_BYTES:].splitlines():
         prefix = _PREFIX.match(line)
         if prefix is None or prefix["level"] not in _NO_FAILURE:
-            kept.append(line[prefix.end() :] if prefix else line)
+            kept.append(line[prefix.end() if prefix else 0 :][:WIDTH])
     return "\n".join(kept)
 
 
 def _known(text: str) -> Diagnosis | None:
     for s in SIGNATURES:
-        if found := s.pattern.search(text):
+        if found := s.match(text):
             groups = {name: _figure(_short(value or "")) for name, value in found.groupdict().items()}
             return Diagnosis(s.failure, s.cause.format(**groups), s.cure.format(**groups))
     return None

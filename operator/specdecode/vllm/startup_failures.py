@@ -51,14 +51,21 @@ class Signature:
     pattern: re.Pattern[str]
     cause: str
     cure: str
+    beside: re.Pattern[str] | None = None
+    """What must be in the log as well."""
+
+    def match(self, text: str) -> re.Match[str] | None:
+        """The message in a log."""
+        return self.pattern.search(text) if self.beside is None or self.beside.search(text) else None
 
 
-def _of(failure: Failure, pattern: str, cause: str, cure: str) -> Signature:
-    return Signature(failure, re.compile(pattern, re.DOTALL), cause, cure)
+def _of(failure: Failure, pattern: str, cause: str, cure: str, beside: str | None = None) -> Signature:
+    # Logs hold anything: a repetition that a message may begin with is bounded, or a long line would take forever.
+    return Signature(failure, re.compile(pattern, re.DOTALL), cause, cure, re.compile(beside) if beside else None)
 
 
 _IN_SPECULATIVE_CONFIG = r"validation errors? for SpeculativeConfig\s+"
-_NOT_FOUND = r"Invalid repository ID or local directory specified: '(?P<model>[^']+)'"
+_NOT_FOUND = r"Invalid repository ID or local directory specified: '(?P<model>[^']{1,300})'"
 _NAME_THE_MODEL = "correct its name (of a draft: draftModel.model of the profile), or mount it into the container"
 _LESS_MEMORY = "a smaller or quantised draft, a shorter --max-model-len, or n-gram, which takes no memory"
 
@@ -190,7 +197,7 @@ SIGNATURES: tuple[Signature, ...] = (
     ),
     _of(
         Failure.MODEL_GATED,
-        r"Access to model (?P<model>\S+) is restricted",
+        r"Access to model (?P<model>\S{1,200}) is restricted",
         "the model {model} is gated, and the container has no access to it",
         "accept its terms, and give the container a token (HF_TOKEN) that may read it",
     ),
@@ -202,23 +209,23 @@ SIGNATURES: tuple[Signature, ...] = (
     ),
     _of(
         Failure.MODEL_MISSING,
-        r"Repository Not Found for url: \S+?/(?:api/models/)?(?P<model>[^/\s]+/[^/\s]+)/(?:tree|resolve|revision)",
+        r"Repository Not Found for url: https?://[^/\s]{1,200}/(?:api/models/)?(?P<model>[^/\s]{1,100}/[^/\s]{1,100})/",
         "there is no model {model} on the hub, or it is private and the container has no token",
         "correct draftModel.model of the profile, or give the container a token (HF_TOKEN) that may read it",
     ),
     _of(
         Failure.MODEL_MISSING,
-        r"(?P<model>[^\s'\"]+) is not a local folder and is not a valid model identifier",
+        r"(?<![^\s'\"])(?P<model>[^\s'\"]{1,200}) is not a local folder and is not a valid model identifier",
         "there is no model {model} on the hub, or it is private and the container has no token",
         "correct draftModel.model of the profile, or give the container a token (HF_TOKEN) that may read it",
     ),
     _of(
         Failure.HUB_UNREACHABLE,
-        r"(?:Server disconnected|[Mm]ax retries exceeded|Failed to establish a new connection|ConnectError|"
-        r"[Nn]ame resolution|outgoing traffic has been disabled|OfflineModeIsEnabled|timed out).{0,20000}?"
-        + _NOT_FOUND,
+        _NOT_FOUND,
         "the hub cannot be reached, and the model {model} is not in the container's cache",
         "open the way to the hub, or mount the model and name its path",
+        beside=r"Server disconnected|[Mm]ax retries exceeded|Failed to establish a new connection|ConnectError"
+        r"|[Nn]ame resolution|outgoing traffic has been disabled|OfflineModeIsEnabled|timed out",
     ),
     _of(
         Failure.HUB_UNREACHABLE,
@@ -264,7 +271,7 @@ SIGNATURES: tuple[Signature, ...] = (
     ),
     _of(
         Failure.MODEL_UNUSABLE,
-        r"The repository (?P<model>\S+) contains custom code which must be executed|trust_remote_code=True",
+        r"The repository \S{1,300} contains custom code which must be executed|trust_remote_code=True",
         "the model brings code of its own, which vLLM does not run unasked",
         "add --trust-remote-code if you trust it, or use another draft",
     ),

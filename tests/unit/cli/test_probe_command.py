@@ -6,15 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
 from specdecode.cli.main import app
 from specdecode.cli.probe import floor, show
 from specdecode.cli.probe_plot import draw
+from specdecode.cluster.kube import DEPLOYMENTS, Json
 from specdecode.model.estimate import Estimate
 from specdecode.probe.acceptance import AtTemperature
 from specdecode.probe.sweep import SweepResult
+from support.fake_api import FakeKube
 
 
 def at(temperature: float, acceptance: float | None, **changes: float) -> AtTemperature:
@@ -89,3 +92,49 @@ def test_what_cannot_be_probed_is_refused_in_words(arguments: list[str], words: 
     result = CliRunner().invoke(app, given)
     assert result.exit_code == 1
     assert words in " ".join(result.output.split())
+
+
+class Reachable(FakeKube):
+    """A cluster with an operator."""
+
+    async def close(self) -> None:
+        pass
+
+
+def in_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> str:
+    containers = [{"image": "registry.example.com/specdecode-operator:0.1.0"}]
+    operator = {"metadata": {"name": "op"}, "spec": {"template": {"spec": {"containers": containers}}}}
+    kube = Reachable((DEPLOYMENTS, operator))
+
+    async def connect(kubeconfig: str | None, context: str | None) -> Reachable:
+        return kube
+
+    async def one(*_: object) -> Json:
+        return {"metadata": {"namespace": "serving", "name": "chat"}}
+
+    async def run(*_: object) -> SweepResult:
+        return RESULT
+
+    monkeypatch.setattr("specdecode.cli.probe.Kube.connect", connect)
+    monkeypatch.setattr("specdecode.cli.probe.one", one)
+    monkeypatch.setattr("specdecode.probe.job.run", run)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Hello\n")
+    given = ["probe", "temperature", "--endpoint", "http://chat:8000", "--prompts", str(prompts), "--job", "chat"]
+    result = CliRunner().invoke(app, [*given, *arguments])
+    assert result.exit_code == 0, result.output
+    assert not kube.created
+    return result.stdout
+
+
+def test_a_job_can_be_printed_and_is_then_not_created(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    job, prompts = yaml.safe_load_all(in_cluster(monkeypatch, tmp_path, "-o", "yaml"))
+    assert (job["kind"], job["metadata"]["namespace"]) == ("Job", "serving")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "registry.example.com/specdecode-operator:0.1.0"
+    assert prompts["data"] == {"prompts.txt": "Hello\n"}
+
+
+def test_the_result_of_a_job_is_printed_like_one_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = in_cluster(monkeypatch, tmp_path, "-o", "json")
+    assert SweepResult.from_json(text[text.index("{") :]) == RESULT

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specdecode.cluster.scrape import Scraper
-from specdecode.probe.acceptance import Plan, ratio, student90
+from specdecode.probe.acceptance import Plan, ratio, share, student90
 from specdecode.probe.prompts import completion
 from specdecode.probe.sweep import ProbeError, Sweep, SweepResult, target
 from support.counting_server import CountingServer
@@ -80,7 +80,7 @@ def test_every_request_is_made_once_at_every_temperature(
 async def test_counters_that_lag_behind_the_answers_are_waited_for() -> None:
     found = await sweep(CountingServer(lag=3))
     assert found.temperatures[0].acceptance is not None and not found.warnings
-    assert found.temperatures[0].acceptance.low == found.temperatures[0].acceptance.high
+    assert found.temperatures[0].acceptance.value == pytest.approx(2 / 3)
 
 
 async def test_others_traffic_is_told() -> None:
@@ -194,6 +194,17 @@ def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
         assert found is not None
         covered += found.low <= 0.6 <= found.high
     assert 0.86 < covered / 500 < 0.94
+
+
+def test_all_or_nothing_accepted_is_no_surer_than_the_number_of_drafts() -> None:
+    all_of_few, all_of_many = (share([(float(n), float(n))] * 2, trials=2 * n) for n in (5, 500))
+    assert all_of_few is not None and all_of_many is not None
+    assert all_of_few.low == pytest.approx(0.787, abs=0.001)
+    assert all_of_many.low == pytest.approx(0.997, abs=0.001)
+    assert all_of_few.high == all_of_few.value == 1.0
+    none = share([(0.0, 5.0)] * 2, trials=10)
+    assert none is not None and none.low == none.value == 0.0
+    assert none.high == pytest.approx(0.213, abs=0.001)
 
 
 def test_one_block_alone_tells_no_interval() -> None:
