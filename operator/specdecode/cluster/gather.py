@@ -155,11 +155,11 @@ class Gatherer:
     async def _diagnose(
         self, status: SpecDecodePolicyStatus, pods: list[Json], container: str, revision: str | None
     ) -> dict[str, Diagnosis | None]:
-        """Why pods of a change under way do not run, by uid. Nobody else's log is read."""
+        """Why pods of a change under way do not run, or did not, by uid. Nobody else's log is read."""
         self._postmortem.forget({p["metadata"]["uid"] for p in pods})
         if status.rollout is None or status.rollout.phase not in _MAY_FAIL_TO_START:
             return {}
-        ours = [p for p in pods if p["metadata"].get("labels", {}).get(HASH) == revision and not _ready(p)]
+        ours = [p for p in pods if p["metadata"].get("labels", {}).get(HASH) == revision]
         found = await asyncio.gather(*(self._postmortem.diagnose(p, container) for p in ours))
         return {p["metadata"]["uid"]: d for p, d in zip(ours, found, strict=True)}
 
