@@ -195,6 +195,7 @@ def show(result: SweepResult, console: Console) -> None:
         f" {result.max_tokens} tokens, {result.concurrency} at a time",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for heading in ("\nT", "\nACCEPTANCE", "ACCEPTED\nLENGTH", "TOKENS\nA STEP", "ACCEPTED\nBY POSITION"):
