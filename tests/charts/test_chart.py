@@ -125,6 +125,13 @@ def test_config_maps_are_neither_listed_nor_deleted(render, name):
     assert bool(found) is (name != "without roles")
 
 
+def test_logs_are_read_one_at_a_time_and_only_where_that_is_allowed(render):
+    (found,) = [rule for rule in rules(render()) if "pods/log" in rule["resources"]]
+    assert (found["resources"], found["verbs"]) == (["pods/log"], ["get"])
+    without = rules(render({"rbac": {"readLogs": False}}))
+    assert without and not any("pods/log" in rule["resources"] for rule in without)
+
+
 def test_only_one_operator_runs_at_a_time(render):
     spec = deployment(render())
     assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})

@@ -87,6 +87,7 @@ ALLOWED = {
     "specdecodepolicies/status.specdecode.dev": {"get", "patch"},
     "deployments.apps": {"get", "list", "watch", "patch"},
     "replicasets.apps": {"get", "list", "watch"},
+    "pods/log": {"get"},
     "pods": {"get", "list", "watch"},
     "configmaps": {"get", "create", "patch"},
     "events": {"create", "patch"},
@@ -95,7 +96,7 @@ ALLOWED = {
 EVERYWHERE = ALLOWED | {"customresourcedefinitions.apiextensions.k8s.io": {"list", "watch"}}
 NOT_ALLOWED_AT_ALL = (
     *("secrets", "nodes", "namespaces", "services", "serviceaccounts", "serviceaccounts/token"),
-    *("pods/exec", "pods/eviction", "pods/portforward", "pods/log", "pods/proxy"),
+    *("pods/exec", "pods/eviction", "pods/portforward", "pods/proxy"),
     *("deployments/scale.apps", "deployments/status.apps", "statefulsets.apps", "daemonsets.apps"),
     *("roles.rbac.authorization.k8s.io", "clusterroles.rbac.authorization.k8s.io", "jobs.batch"),
     "leases.coordination.k8s.io",

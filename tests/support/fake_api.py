@@ -21,6 +21,10 @@ class FakeKube(Kube):
         self.patches: list[tuple[str, Any]] = []
         self.created: list[tuple[str, Json]] = []
         self.failures: dict[str, ApiError] = {}
+        self.logs: dict[str, str] = {}
+        """By pod."""
+        self.logs_read: list[tuple[str, bool]] = []
+        """Pod, and whether its previous run was asked for."""
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Json:
         self._fail(f"get {resource.plural}")
@@ -66,6 +70,13 @@ class FakeKube(Kube):
             new = merge_patched(self.objects[resource.plural, name], body)
         self.objects[resource.plural, name] = new
         return new
+
+    async def read_log(
+        self, pod: str, namespace: str, container: str, lines: int, size: int, *, previous: bool = False
+    ) -> str:
+        self.logs_read.append((pod, previous))
+        self._fail("log pods")
+        return self.logs.get(pod, "")
 
     def _fail(self, call: str) -> None:
         if (error := self.failures.pop(call, None)) is not None:
@@ -131,6 +142,7 @@ def running(
     """A ready pod of a ReplicaSet."""
     meta: Json = {
         "name": name,
+        "namespace": "serving",
         "uid": f"pod-{name}",
         "labels": {"pod-template-hash": hash_},
         "ownerReferences": owned(f"rs-{hash_}"),

@@ -58,6 +58,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+{{- if .Values.rbac.readLogs }}
+# Why a canary does not start: the last lines of its log.
+- apiGroups: [""]
+  resources: [pods/log]
+  verbs: [get]
+{{- end }}
 # What was learnt is kept in one ConfigMap per policy, specdecode-<policy>, beside the policy. RBAC cannot say "those with
 # such a label", nor name objects that are yet to be made, so this is as narrow as it gets: one at a time, by its name;
 # never listed, watched or deleted. The operator patches only those that have its label and belong to the policy.

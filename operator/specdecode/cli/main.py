@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import specdecode
-from specdecode.cli import crd, demo, lab, operator, replay, simulate, status
+from specdecode.cli import crd, demo, lab, operator, probe, replay, simulate, status
 
 app = typer.Typer(
     name="specdecode",
@@ -39,5 +39,6 @@ app.command()(replay.replay)
 app.command()(simulate.simulate)
 app.command()(crd.crd)
 app.command()(demo.demo)
+app.add_typer(probe.app, name="probe")
 app.add_typer(operator.app, name="operator")
 app.add_typer(lab.app, name="lab")

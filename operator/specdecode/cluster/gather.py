@@ -9,6 +9,7 @@ from typing import Any
 
 from specdecode.api.v1alpha1 import RolloutPhase, SpecDecodePolicySpec, SpecDecodePolicyStatus
 from specdecode.cluster.kube import DEPLOYMENTS, PODS, REPLICASETS, ApiError, Json, Kube
+from specdecode.cluster.postmortem import PostMortem
 from specdecode.cluster.scrape import Scrape, Scraper
 from specdecode.model.cost import Option
 from specdecode.model.window import Window
@@ -16,10 +17,12 @@ from specdecode.policy.clock import seconds_of
 from specdecode.policy.observation import Observation, Obstacle, Pod, Problem, Workload
 from specdecode.policy.options import Container, Menu, fingerprint, option_of, same, with_fields
 from specdecode.vllm.command import Server, find_container, read
+from specdecode.vllm.startup import Diagnosis
 from specdecode.vllm.unmanageable import Unmanageable
 from specdecode.vllm.version import Version
 
 HASH = "pod-template-hash"
+_MAY_FAIL_TO_START = (RolloutPhase.STARTING, RolloutPhase.ANALYSING, RolloutPhase.PROMOTING)
 
 
 class Gatherer:
@@ -30,6 +33,7 @@ class Gatherer:
         self._since = clock()
         self._windows: dict[str, Window] = {}
         self._versions: dict[str, Version | None] = {}
+        self._postmortem = PostMortem(kube)
 
     async def observe(
         self, policy: Mapping[str, Any], spec: SpecDecodePolicySpec, status: SpecDecodePolicyStatus
@@ -91,6 +95,7 @@ class Gatherer:
         )
         options = {r["metadata"]["labels"][HASH]: _option(r, container, menu, live) for r in replicasets}
         scrapes = await self._scrape(spec, pods, port)
+        diagnoses = await self._diagnose(status, pods, container["name"], revision)
         return replace(
             base,
             now=self._clock(),
@@ -98,7 +103,7 @@ class Gatherer:
             workload=workload,
             active=_active(status, menu, live),
             adopted_at=adopted_at,
-            pods=tuple(self._pod(p, container["name"], options, scrapes, spec) for p in pods),
+            pods=tuple(self._pod(p, container["name"], options, scrapes, diagnoses, spec) for p in pods),
         )
 
     async def _owned(self, deployment: Json) -> tuple[list[Json], list[Json]]:
@@ -147,12 +152,24 @@ class Gatherer:
                 self._windows[uid] = window.add(scrape.page, now)
         return scrapes
 
+    async def _diagnose(
+        self, status: SpecDecodePolicyStatus, pods: list[Json], container: str, revision: str | None
+    ) -> dict[str, Diagnosis | None]:
+        """Why pods of a change under way do not run, or did not, by uid. Nobody else's log is read."""
+        self._postmortem.forget({p["metadata"]["uid"] for p in pods})
+        if status.rollout is None or status.rollout.phase not in _MAY_FAIL_TO_START:
+            return {}
+        ours = [p for p in pods if p["metadata"].get("labels", {}).get(HASH) == revision]
+        found = await asyncio.gather(*(self._postmortem.diagnose(p, container) for p in ours))
+        return {p["metadata"]["uid"]: d for p, d in zip(ours, found, strict=True)}
+
     def _pod(
         self,
         pod: Json,
         container: str,
         options: Mapping[str, Option | None],
         scrapes: Mapping[str, Scrape],
+        diagnoses: Mapping[str, Diagnosis | None],
         spec: SpecDecodePolicySpec,
     ) -> Pod:
         meta, status = pod["metadata"], pod["status"]
@@ -175,6 +192,7 @@ class Gatherer:
             window=self._windows.get(meta["uid"]) or Window(spec.metrics.window),
             answered=scrape.page is not None,
             problem=scrape.problem,
+            diagnosis=diagnoses.get(meta["uid"]),
         )
 
 

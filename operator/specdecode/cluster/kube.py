@@ -18,6 +18,8 @@ from kubernetes.aio import client, config
 
 Json = dict[str, Any]
 
+LOG_TIMEOUT = 10.0
+"""Seconds for a container's log: its node may be out of reach."""
 FIELD_MANAGER = "specdecode"
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -184,6 +186,25 @@ class Kube:
         except ApiError as e:
             if e.status != 404:
                 raise
+
+    async def read_log(
+        self, pod: str, namespace: str, container: str, lines: int, size: int, *, previous: bool = False
+    ) -> str:
+        """The last lines that a container has written, at most `size` bytes; with `previous` those of its run before.
+
+        Raises `ApiError`, also where the node does not answer in time.
+        """
+        query = {"container": container, "tailLines": str(lines), "limitBytes": str(size)}
+        if previous:
+            query["previous"] = "true"
+        try:
+            response = await self._send("GET", PODS.path(namespace, pod, "log"), query, timeout=LOG_TIMEOUT)
+            text = (await response.read()).decode(errors="replace")
+        except TimeoutError as e:
+            raise ApiError(504, "Timeout", f"the log of {pod} did not come within {LOG_TIMEOUT:g} s") from e
+        if response.status >= 400:
+            raise ApiError(response.status, response.reason or "", text)
+        return str(text)
 
     async def watch(
         self,

@@ -52,7 +52,7 @@ def conditions(
             change.reason if change else (d.held_back[0] if d.held_back else d.reason).value,
             d.message if d.held_back is None else f"{d.message}; {d.held_back[1]}",
         ),
-        _degraded(d, failures(history)),
+        _degraded(d, failures(history), history[0].message if history else ""),
         _mixed(o, before),
         (
             ConditionType.MEMORY_USABLE,
@@ -81,7 +81,7 @@ _NO_JUDGEMENT = (Reason.IDLE, Reason.TOO_FEW_SAMPLES)
 _MODES = {Mode.OBSERVE: "Observing", Mode.RECOMMEND: "Recommending", Mode.AUTO: "Managing"}
 
 
-def _degraded(d: Decision, failed: int) -> tuple[ConditionType, bool, str, str]:
+def _degraded(d: Decision, failed: int, last: str) -> tuple[ConditionType, bool, str, str]:
     if d.reason is Reason.FIELD_CONTESTED:
         return ConditionType.DEGRADED, True, d.reason.value, d.message
     if failed >= FAILURES_THAT_DEGRADE:
@@ -89,7 +89,7 @@ def _degraded(d: Decision, failed: int) -> tuple[ConditionType, bool, str, str]:
             ConditionType.DEGRADED,
             True,
             "ChangesFail",
-            f"the last {failed} changes did not succeed: see status.history",
+            f"the last {failed} changes did not succeed (see status.history); the very last: {last}",
         )
     return ConditionType.DEGRADED, False, "AsExpected", ""
 

@@ -18,7 +18,7 @@ import aiohttp
 import httpx
 
 from specdecode.cluster.kube import ApiError, Kube, Resource
-from specdecode.lab import environment, images, probing
+from specdecode.lab import environment, images, logs, probing
 from specdecode.lab.backoff import BackOff
 from specdecode.lab.environment import ConfigError, Json, Sources
 from specdecode.lab.images import Image
@@ -76,7 +76,7 @@ class Container:
         self.spec = spec
         self.state = ContainerState(spec["name"], spec["image"], Waiting(waiting))
         self._around, self._changed, self._restart_policy = around, changed, restart_policy
-        self._folder = around.folder / spec["name"]
+        self._folder: Path = around.folder / spec["name"]
         self._probes = {kind: Probe.parse(spec.get(f"{kind}Probe")) for kind in ("startup", "readiness", "liveness")}
         self._grace = float(around.pod["spec"].get("terminationGracePeriodSeconds", 30))
         self._child: Child | None = None
@@ -117,6 +117,11 @@ class Container:
         """Ends the process at once."""
         if self._child is not None:
             self._child.kill()
+
+    @property
+    def _log(self) -> Path:
+        """Of the run that goes on, or went last."""
+        return self._folder / f"{self.state.restarts}.log"
 
     def _set(self, **changes: Any) -> None:
         self.state = replace(self.state, **changes)
@@ -176,7 +181,7 @@ class Container:
         if shutil.which(program, path=invocation.env["PATH"]) is None:
             reason = f'exec: "{program}": executable file not found in $PATH'
             return Terminated(128, "StartError", began, began, f"failed to start container: {reason}")
-        child = self._child = await self._spawn(invocation, self._folder / f"{self.state.restarts}.log")
+        child = self._child = await self._spawn(invocation, self._log)
         needs_startup = self._probes["startup"] is not None
         self._set(
             state=Running(began),
@@ -192,7 +197,10 @@ class Container:
         finally:
             exited.cancel()
             unhealthy.cancel()
-        return Terminated.from_exit(await child.wait(), began, datetime.now(UTC))
+        ended = Terminated.from_exit(await child.wait(), began, datetime.now(UTC))
+        if ended.exit_code and self.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError":
+            return replace(ended, message=logs.termination_message(self._log))
+        return ended
 
     async def _spawn(self, invocation: _Invocation, log: Path) -> Child:
         with log.open("ab") as output:

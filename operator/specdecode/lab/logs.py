@@ -6,6 +6,10 @@ from pathlib import Path
 
 from specdecode.lab.errors import LabError
 
+MESSAGE_LINES = 80
+MESSAGE_BYTES = 2048
+"""How much of a log a kubelet takes as termination message (pkg/kubelet/container/runtime.go)."""
+
 
 def container_logs(lab_folder: Path, namespace: str, pod: str, container: str | None = None) -> list[Path]:
     """The log files of a container, one for each of its runs, oldest first; of the newest pod of that name.
@@ -25,3 +29,9 @@ def container_logs(lab_folder: Path, namespace: str, pod: str, container: str | 
     if container not in containers:
         raise LabError(f"pod {pod} has no container {container} (it has: {', '.join(containers)})")
     return sorted(pods[-1].glob(f"{container}/[0-9]*.log"), key=lambda log: int(log.stem))
+
+
+def termination_message(log: Path) -> str:
+    """The end of a log, as a kubelet reports it where `terminationMessagePolicy` is `FallbackToLogsOnError`."""
+    text = log.read_bytes()[-MESSAGE_BYTES:].decode(errors="replace")
+    return "".join(text.splitlines(keepends=True)[-MESSAGE_LINES:])

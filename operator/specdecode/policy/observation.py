@@ -16,6 +16,7 @@ from specdecode.model.measure import Measurement
 from specdecode.model.window import Window
 from specdecode.policy.options import Container, Menu
 from specdecode.policy.outlook import Cost, Outlook
+from specdecode.vllm.startup import Diagnosis
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Pod:
     """Whether it answered the scrape of this tick."""
     problem: str | None = None
     """Why it did not."""
+    diagnosis: Diagnosis | None = None
+    """Why its container failed or does not start; looked for in the pods of a change only."""
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ class _Change:
         """A pod that keeps dying will not get better."""
         for pod in pods:
             if pod.restarts >= 2 or (pod.restarts and pod.waiting == "CrashLoopBackOff"):
-                return f"pod {pod.name} restarted {pod.restarts} times"
+                return f"pod {pod.name} restarted {pod.restarts} times{_because(pod)}"
         return None
 
     # --- what follows ---
@@ -269,6 +269,12 @@ class _Change:
         )
 
 
+def _because(*pods: Pod) -> str:
+    """What is known to be wrong with the first of the pods, as the end of a sentence."""
+    diagnosis = pods[0].diagnosis if pods else None
+    return f"; {diagnosis}" if diagnosis is not None else ""
+
+
 def _starting(c: _Change) -> Step:
     """Until the canary is ready."""
     target = c.rollout.target.profile
@@ -280,7 +286,7 @@ def _starting(c: _Change) -> Step:
         return c.roll_back(
             Outcome.FAILED,
             Ending.CANARY_NOT_READY,
-            f"the canary of {target} was not ready within the progress deadline",
+            f"the canary of {target} was not ready within the progress deadline{_because(*c.canaries[:1])}",
         )
     canary = next(iter(c.canaries), None)
     if canary is None:
@@ -300,7 +306,7 @@ def _starting(c: _Change) -> Step:
             else "no node has room for the canary, and without one pod the others could not carry the load",
         )
     if not canary.ready:
-        return c.go_on(f"waiting for canary {canary.name} of {target} to be ready")
+        return c.go_on(f"waiting for canary {canary.name} of {target} to be ready{_because(canary)}")
     return c.enter(
         RolloutPhase.ANALYSING,
         f"measuring canary {canary.name} of {target} against {len(c.baseline)} pods of {c.rollout.source.profile}",
@@ -354,7 +360,10 @@ def _promoting(c: _Change) -> Step:
         )
     if c.late:
         return c.roll_back(
-            Outcome.FAILED, Ending.PROGRESS_DEADLINE_EXCEEDED, "not all pods were replaced within the progress deadline"
+            Outcome.FAILED,
+            Ending.PROGRESS_DEADLINE_EXCEEDED,
+            "not all pods were replaced within the progress deadline"
+            + _because(*(p for p in c.canaries if p.diagnosis is not None)),
         )
     if not c.workload.settled:
         return c.go_on()

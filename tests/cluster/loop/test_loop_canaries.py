@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from specdecode.policy.clock import seconds_of
-from support.scene import Scene, deployment, fault
+from support.scene import NGRAM, Scene, deployment, fault
 from support.stories import story
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(400)]
@@ -52,6 +52,20 @@ async def test_a_bad_canary_is_taken_back_and_nothing_else_is_touched(scene: Sce
         assert not [r for r in traffic.records if r.error and r.pod in survivors]
     else:
         await scene.assert_served()
+
+
+@story
+async def test_why_a_canary_does_not_start_is_told_with_the_way_out(scene: Scene) -> None:
+    manifest = deployment()
+    # The process node has no kubelet that would give the log to the operator.
+    manifest["spec"]["template"]["spec"]["containers"][0]["terminationMessagePolicy"] = "FallbackToLogsOnError"
+    await scene.serve(manifest)
+    await scene.govern(profiles=[{**NGRAM, "args": {"no-such-argument": "1"}}])
+    entry = await scene.until_done()
+    assert (entry["outcome"], entry["outcomeReason"]) == ("Failed", "CanaryCrashLooping")
+    assert "does not know the argument --no-such-argument: remove it from the profile's args" in entry["message"]
+    scene.assert_given_back()
+    await scene.assert_served()
 
 
 @story

@@ -411,3 +411,23 @@ async def test_what_is_remembered_of_pods_goes_with_them() -> None:
         del kube.objects["pods", "p0"]
         await gatherer.observe(policy(SPEC)[1], spec(), NOTHING)
         assert not gatherer._versions and not gatherer._windows
+
+
+@pytest.mark.parametrize(
+    ("phase", "read"),
+    [(None, []), (RolloutPhase.STARTING, [("p0", True)]), (RolloutPhase.ROLLING_BACK, [])],
+)
+async def test_logs_are_read_of_failed_pods_of_a_change_only(phase: RolloutPhase | None, read: list[Any]) -> None:
+    world = World()
+    _, failed = world.objects[2]
+    failed["status"]["conditions"] = [{"type": "Ready", "status": "False"}]
+    ended = {"terminated": {"exitCode": 1, "reason": "Error"}}
+    failed["status"]["containerStatuses"] = [{"name": "vllm", "restartCount": 1, "state": {}, "lastState": ended}]
+    change = None
+    if phase is not None:
+        step = advance(observation(), Decision(Reason.CHEAPER_PROFILE, "", option(MENU, "ngram"), change=True))
+        assert step.rollout is not None
+        change = step.rollout.model_copy(update={"phase": phase})
+    o = await world.observe(remembering(rollout=change))
+    assert world.kube.logs_read == read
+    assert [p.name for p in o.pods if p.diagnosis is not None] == [name for name, _ in read]

@@ -23,6 +23,7 @@ from specdecode.policy.gates import BRAKES, CHAIN
 from specdecode.policy.observation import Obstacle
 from specdecode.rollout.ending import Ending
 from specdecode.vllm import unmanageable
+from specdecode.vllm.startup_failures import Failure
 
 REPOSITORY = Path(__file__).parents[3]
 SOURCE = REPOSITORY / "operator/specdecode"
@@ -214,6 +215,10 @@ def test_every_reason_why_the_memory_cannot_be_used_is_explained() -> None:
 
 def test_every_end_of_a_change_is_explained() -> None:
     assert {e.value for e in Ending} <= rows(OPERATIONS, 1)
+
+
+def test_every_failure_to_start_is_explained() -> None:
+    assert {f.value for f in Failure} <= rows(OPERATIONS, 0)
 
 
 def test_every_phase_and_outcome_and_its_event_is_explained() -> None:

@@ -128,3 +128,11 @@ def test_without_a_built_control_plane_the_error_says_what_to_run(
     monkeypatch.setenv("SPECDECODE_CACHE", str(tmp_path))
     with pytest.raises(LabError, match="make controlplane"):
         binaries.control_plane()
+
+
+def test_a_termination_message_is_the_end_of_the_log_as_far_as_a_kubelet_takes_it(tmp_path: Path) -> None:
+    log = tmp_path / "0.log"
+    log.write_text("".join(f"line {i}\n" for i in range(200)))
+    assert logs.termination_message(log).splitlines() == [f"line {i}" for i in range(120, 200)]
+    log.write_text("x" * 5000)
+    assert len(logs.termination_message(log)) == 2048

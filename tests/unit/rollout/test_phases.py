@@ -17,6 +17,8 @@ from specdecode.policy.options import fields_of, fingerprint, same
 from specdecode.rollout.clearing import cleared
 from specdecode.rollout.patch import borrowed, patch
 from specdecode.rollout.phases import NO_CAPACITY_AFTER, Step, advance
+from specdecode.vllm.startup import Diagnosis
+from specdecode.vllm.startup_failures import Failure
 from support.world import NOW, deployment, menu, observation, option, pod, rendered, spec, traffic, workload
 
 MENU = menu(spec())
@@ -126,6 +128,28 @@ def test_a_canary_that_does_not_start_is_taken_back(case: str) -> None:
     assert (step.rollout.outcome, step.rollout.outcome_reason) == (outcome, reason)
     assert same(step.desired.container, rendered(MENU, "disabled"))
     assert not step.desired.paused
+
+
+TOO_BIG = Diagnosis(Failure.KV_CACHE_TOO_SMALL, "no room for a KV cache", "a smaller draft")
+
+
+def test_the_message_of_a_crash_loop_says_why_and_what_to_do() -> None:
+    o = during(RolloutPhase.STARTING, canary(ready=False, restarts=2, diagnosis=TOO_BIG), *OLD)
+    step = advance(o, HOLD)
+    assert step.rollout is not None and step.rollout.outcome is Outcome.FAILED
+    told = "the canary of ngram does not start: pod new-0 restarted 2 times; no room for a KV cache: a smaller draft"
+    assert step.rollout.message == told
+
+
+def test_what_keeps_a_canary_from_starting_is_told_while_it_is_waited_for() -> None:
+    image = Diagnosis(Failure.IMAGE_UNAVAILABLE, "the image cannot be pulled", "correct its name")
+    waiting = canary(ready=False, waiting="ImagePullBackOff", diagnosis=image)
+    step = advance(during(RolloutPhase.STARTING, waiting, *OLD), HOLD)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.STARTING
+    assert step.rollout.message.endswith("to be ready; the image cannot be pulled: correct its name")
+    late = advance(during(RolloutPhase.STARTING, waiting, *OLD, age=601.0), HOLD)
+    assert late.rollout is not None and late.rollout.outcome_reason == "CanaryNotReady"
+    assert late.rollout.message.endswith("within the progress deadline; the image cannot be pulled: correct its name")
 
 
 def test_one_restart_is_not_a_crash_loop() -> None:

@@ -1,0 +1,1 @@
+"""Measurements that are made on purpose, with requests of our own."""
