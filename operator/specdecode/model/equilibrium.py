@@ -13,6 +13,7 @@ X at the largest batch, `max_num_seqs`, is the capacity: requests beyond it wait
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ Array = NDArray[np.float64]
 
 _SATURATED = 0.995
 """Load over capacity from which the queue is taken to grow without end."""
+_LEAST = -35.0
+"""Logarithm of a probability that adds nothing to one: exponentials are what all this costs."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +45,32 @@ def settle(log_tpot: Array, loads: Array, busy: Array | float = 0.0) -> Settled:
     or by load and batch size; a step that takes T computes their share of it, so it is 1 / (1 - busy) times as
     long.
     """
-    batch = np.arange(1, log_tpot.shape[-1] + 1, dtype=np.float64)
+    limit = log_tpot.shape[-1]
+    batch, log_batch = _batches(limit)
     asked = np.maximum(loads, 1e-6)
     prompts = np.asarray(busy, dtype=np.float64)
-    prompts = prompts[:, None] if prompts.ndim == 1 else prompts
-    log_time = np.broadcast_to(log_tpot - np.log1p(-prompts), (len(asked), len(batch)))
-    log_speed = np.log(batch) - log_time
-    capacity = np.exp(log_speed[:, -1])
-    log_pi = np.log(asked)[:, None] * batch - np.cumsum(log_speed, axis=1)
+    log_time = log_tpot - np.log(1.0 - (prompts[:, None] if prompts.ndim == 1 else prompts))
+    log_speed = log_batch - log_time
+    capacity = np.exp(log_speed[..., -1])
+    log_pi = np.log(asked)[:, None] * batch - np.cumsum(log_speed, axis=-1)
     top = np.maximum(log_pi.max(axis=1), 0.0)
-    pi = np.exp(log_pi - top[:, None])
+    log_pi -= top[:, None]
+    pi = np.exp(log_pi, out=np.zeros_like(log_pi), where=log_pi > _LEAST)
     ratio = np.minimum(asked / capacity, _SATURATED)
     waiting = pi[:, -1] * ratio / (1 - ratio)
-    running = (pi @ batch + waiting * batch[-1]) / (np.exp(-top) + pi.sum(axis=1) + waiting)
+    running = (pi @ batch + waiting * limit) / (np.exp(-top) + pi.sum(axis=1) + waiting)
     saturated = asked / capacity >= _SATURATED
-    running = np.where(saturated, batch[-1], running)
+    running = np.where(saturated, limit, running)
+    fastest = np.exp(log_time.min(axis=-1))
     return Settled(
-        tpot=np.where(saturated, batch[-1] / capacity, np.maximum(running / asked, np.exp(log_time.min(axis=1)))),
+        tpot=np.where(saturated, limit / capacity, np.maximum(running / asked, fastest)),
         batch_size=running,
         headroom=capacity / asked,
     )
+
+
+@cache
+def _batches(limit: int) -> tuple[Array, Array]:
+    """Batch sizes, and their logarithms."""
+    batch = np.arange(1, limit + 1, dtype=np.float64)
+    return batch, np.log(batch)

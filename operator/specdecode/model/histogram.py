@@ -34,21 +34,22 @@ class Quantile:
         return None if self.value is None else self.value > limit
 
 
-def difference(before: Histogram, after: Histogram) -> Histogram | None:
-    """What was observed between two readings; None when the buckets are not the same or a count fell."""
+def difference(before: Histogram, after: Histogram, *, buckets: bool = True) -> Histogram | None:
+    """What was observed between two readings; None when the buckets are not the same or a count fell.
+
+    Without `buckets` only the last one is kept (and looked at), which is all that a mean needs.
+    """
     if before.bounds != after.bounds:
         return None
-    counts = [*map(sub, after.counts, before.counts)]
+    kept = slice(None) if buckets else slice(-1, None)
+    counts = (*map(sub, after.counts[kept], before.counts[kept]),)
     if min(counts) < 0:
         return None
-    return Histogram(after.bounds, tuple(counts), after.sum - before.sum, after.count - before.count)
+    return Histogram(after.bounds[kept], counts, after.sum - before.sum, after.count - before.count)
 
 
-def total(histograms: Iterable[Histogram | None], *, buckets: bool = True) -> Histogram | None:
-    """Observations of several histograms together; None when there is none, one is lacking or their buckets differ.
-
-    Without `buckets` only the last one is kept, which is all that a mean needs.
-    """
+def total(histograms: Iterable[Histogram | None]) -> Histogram | None:
+    """Observations of several histograms together; None when there is none, one is lacking or their buckets differ."""
     given = list(histograms)
     parts = [part for part in given if part is not None]
     if not parts or len(parts) < len(given):
@@ -56,9 +57,8 @@ def total(histograms: Iterable[Histogram | None], *, buckets: bool = True) -> Hi
     bounds = parts[0].bounds
     if [part for part in parts if part.bounds != bounds]:
         return None
-    kept = slice(None) if buckets else slice(-1, None)
-    counts = tuple(map(math.fsum, zip(*[part.counts[kept] for part in parts], strict=True)))
-    return Histogram(bounds[kept], counts, math.fsum([p.sum for p in parts]), math.fsum([p.count for p in parts]))
+    counts = tuple(map(math.fsum, zip(*[part.counts for part in parts], strict=True)))
+    return Histogram(bounds, counts, math.fsum([p.sum for p in parts]), math.fsum([p.count for p in parts]))
 
 
 def mean(histogram: Histogram | None) -> float | None:

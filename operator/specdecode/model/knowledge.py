@@ -242,6 +242,36 @@ class Knowledge:
         return self.acceptance[0] if self.acceptance else None
 
 
+NEARLY = 0.015
+"""Shift of a logarithm, of a step time or of E - 1, that the cost model could hardly tell from none."""
+NEARLY_AS_FAR_OFF = 0.05
+"""The same of how far the model was off."""
+
+
+def nearly_same(a: Knowledge, b: Knowledge) -> bool:
+    """Whether the cost model could hardly tell what is known in one from what is known in the other."""
+    if len(a.step_times) != len(b.step_times) or len(a.residuals) != len(b.residuals):
+        return False
+    if any(old.k != new.k or _shift(old, new) > NEARLY for old, new in zip(a.step_times, b.step_times, strict=True)):
+        return False
+    residuals = zip(*(sorted(k.residuals, key=lambda r: r.tokens_per_second) for k in (a, b)), strict=True)
+    if any(abs(old.log_ratio - new.log_ratio) > NEARLY_AS_FAR_OFF for old, new in residuals):
+        return False
+    if a.drafts is None or b.drafts is None:
+        return a.drafts is b.drafts
+    return abs(a.drafts.extra - b.drafts.extra) < NEARLY and abs(a.drafts.match - b.drafts.match) < NEARLY
+
+
+def _shift(old: StepTime, new: StepTime) -> float:
+    """By how much the logarithm of a step's time has moved beyond what its work may explain: steps take longer for more
+    work, and at most in proportion to it."""
+    if old is new:
+        return 0.0
+    work = math.log((new.tokens + new.prompt_tokens) / (old.tokens + old.prompt_tokens))
+    moved = math.log(new.seconds / old.seconds)
+    return abs(moved - min(max(moved, min(work, 0.0)), max(work, 0.0)))
+
+
 def learn(
     known: Knowledge | None,
     measured: Measurement | None,
@@ -275,8 +305,8 @@ def learn(
             known = replace(known, kv_cache_tokens=measured.kv_cache_tokens / measured.engines)
         if (latencies := _latencies(measured, now)) is not None:
             known = replace(known, latencies=_newest(known.latencies, latencies))
-    for step in steps:
-        known = replace(known, step_times=_binned(known.step_times, step))
+    if new := list(steps):
+        known = replace(known, step_times=_binned(known.step_times, new))
     return known
 
 
@@ -364,21 +394,32 @@ def _even_chance(accepted: float, k: int) -> float:
     return (low + high) / 2
 
 
-def _binned(times: tuple[StepTime, ...], new: StepTime) -> tuple[StepTime, ...]:
-    """Merges a step into its bin: one per K, third of an octave of batch size, half of one of drafted tokens, and two
+def _binned(times: Iterable[StepTime], new: Iterable[StepTime]) -> tuple[StepTime, ...]:
+    """Merges steps into their bins: one per K, third of an octave of batch size, half of one of drafted tokens, and two
     octaves of prompt tokens: what prompts add shows in steps that have few and many of them."""
+    bins = {_bin(t): t for t in times}
+    for step in new:
+        place = _bin(step)
+        bins[place] = _mixed(bins[place], step) if place in bins else step
+    kept = sorted(bins.values(), key=lambda t: t.measured_at)[-MAX_STEP_TIMES:]
+    return tuple(sorted(kept, key=lambda t: (t.k, t.tokens)))
 
-    def bin_of(t: StepTime) -> tuple[int, int, int, int]:
-        drafted = round(2 * math.log2(max(t.tokens / max(t.batch_size, 0.5), 1.0)))
-        prompts = round(math.log2(max(t.prompt_tokens, FEW_PROMPT_TOKENS) / FEW_PROMPT_TOKENS) / 2)
-        return t.k, round(BINS_PER_OCTAVE * math.log2(max(t.batch_size, 0.5))), drafted, prompts
 
-    old = next((t for t in times if bin_of(t) == bin_of(new)), None)
-    if old is not None:
-        mixed = {
-            f: getattr(old, f) + NEWER * (getattr(new, f) - getattr(old, f))
-            for f in ("batch_size", "tokens", "seconds", "prompt_tokens", "prompt_length", "context")
-        }
-        new = replace(new, **mixed)
-    kept = sorted((t for t in times if t is not old), key=lambda t: t.measured_at)[-(MAX_STEP_TIMES - 1) :]
-    return tuple(sorted([*kept, new], key=lambda t: (t.k, t.tokens)))
+def _bin(t: StepTime) -> tuple[int, int, int, int]:
+    drafted = round(2 * math.log2(max(t.tokens / max(t.batch_size, 0.5), 1.0)))
+    prompts = round(math.log2(max(t.prompt_tokens, FEW_PROMPT_TOKENS) / FEW_PROMPT_TOKENS) / 2)
+    return t.k, round(BINS_PER_OCTAVE * math.log2(max(t.batch_size, 0.5))), drafted, prompts
+
+
+def _mixed(old: StepTime, new: StepTime) -> StepTime:
+    """A running mean."""
+    return StepTime(
+        batch_size=old.batch_size + NEWER * (new.batch_size - old.batch_size),
+        tokens=old.tokens + NEWER * (new.tokens - old.tokens),
+        seconds=old.seconds + NEWER * (new.seconds - old.seconds),
+        prompt_tokens=old.prompt_tokens + NEWER * (new.prompt_tokens - old.prompt_tokens),
+        prompt_length=old.prompt_length + NEWER * (new.prompt_length - old.prompt_length),
+        context=old.context + NEWER * (new.context - old.context),
+        k=new.k,
+        measured_at=new.measured_at,
+    )

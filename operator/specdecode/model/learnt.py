@@ -161,13 +161,14 @@ class LearntModel:
             mean[first - 1 : last], sd[first - 1 : last] = m[first - 1 : last], s[first - 1 : last]
         return mean, sd
 
-    def _busy(self, option: Option, prompt_tokens_per_second: Array, length: float, z: float = 0.0) -> Array:
-        """Share of the time that prompts take, at each load and batch size; `z` standard deviations off."""
-        key = (option.profile, _plan(option.speculation), _bucket(length), z)
+    def _busy(self, option: Option, prompt_tokens_per_second: Array, length: float) -> Array:
+        """Share of the time that prompts take [shift, load, batch size]."""
+        key = (option.profile, _plan(option.speculation), _bucket(length))
         if key not in self._prompt_seconds:
             mean, sd = self._per_prompt_token(option, length)
-            self._prompt_seconds[key] = mean * np.exp(z * sd)
-        return np.minimum(prompt_tokens_per_second[:, None] * self._prompt_seconds[key], _BUSIEST)
+            self._prompt_seconds[key] = mean * np.exp(_SHIFTS[:, None] * sd)
+        busy = prompt_tokens_per_second[:, None] * self._prompt_seconds[key][:, None]
+        return np.minimum(busy, _BUSIEST, out=busy)
 
     # --- the questions ---
 
@@ -177,17 +178,16 @@ class LearntModel:
         # At a load that varies, each level for itself, weighted by its tokens.
         levels = np.exp(_LEVELS * load.variation - load.variation**2 / 2) if load.variation > 0 else np.ones(1)
         weights = (_LEVEL_WEIGHTS if load.variation > 0 else np.ones(1)) * levels
-        asked, prompts = load.tokens_per_second * levels, load.prompt_tokens_per_second * levels
-        busy = np.concatenate([self._busy(option, prompts, load.prompt_length, z) for z in _SHIFTS])
+        asked, middle = load.tokens_per_second * levels, len(levels) // 2
+        busy = self._busy(option, load.prompt_tokens_per_second * levels, load.prompt_length)
         shifted = np.repeat(mean + _SHIFTS[:, None] * sd, len(levels), axis=0)
-        settled = settle(shifted, np.tile(asked, 3), busy)
+        settled = settle(shifted, np.concatenate([asked] * 3), busy.reshape(len(shifted), -1))
         low, value, high = (settled.tpot.reshape(3, -1) @ weights / weights.sum()).tolist()
-        unexplained, variance = self._misfit.at(option.profile, asked[len(levels) // 2 : len(levels) // 2 + 1])
-        tpot = _widened(Estimate(value, min(low, value), max(high, value)), unexplained[0], variance[0])
-        middle = len(levels) // 2
+        unexplained, variance = (float(v[0]) for v in self._misfit.at(option.profile, asked[middle : middle + 1]))
+        tpot = _widened(Estimate(value, min(low, value), max(high, value)), unexplained, variance)
         # More load brings more prompts: they take their share of the capacity too. (Without them the capacity were
         # that of now over what they leave of the time.)
-        full = busy.reshape(3, len(levels), -1)[:, middle, -1]
+        full = busy[:, middle, -1]
         headroom = 1 / ((1 - full) / settled.headroom.reshape(3, -1)[:, middle] + full) * levels[middle]
         most, capacity, least = (headroom * max(load.tokens_per_second, 1e-6)).tolist()
         return Prediction(
@@ -195,7 +195,7 @@ class LearntModel:
             float(settled.batch_size.reshape(3, -1)[1] @ weights / weights.sum()),
             float(headroom[1]),
             Estimate(capacity, min(least, capacity), max(most, capacity)),
-            float(unexplained[0]),
+            unexplained,
         )
 
     def acceptance(self, option: Option) -> Estimate | None:
@@ -211,10 +211,8 @@ class LearntModel:
         asked = np.asarray(tokens_per_second, dtype=np.float64)
         mean, sd = self._option_curve(option, load.context)
         prompts = asked * load.prompts_per_token
-        curves = [
-            settle(mean + z * sd, asked, self._busy(option, prompts, load.prompt_length, z)).tpot
-            for z in (-Z90, 0.0, Z90)
-        ]
+        busy = self._busy(option, prompts, load.prompt_length)
+        curves = [settle(mean + z * sd, asked, b).tpot for z, b in zip(_SHIFTS, busy, strict=True)]
         off = zip(*self._misfit.at(option.profile, asked), strict=True)
         return [
             _widened(Estimate(float(v), float(min(a, v)), float(max(b, v))), *misfit)
@@ -229,7 +227,7 @@ class LearntModel:
             mean, _ = self._option_curve(option, load.context)
             top = float(np.exp(self._log_batch - mean).max())
             loads = np.geomspace(top / 500, top, _LOADS)
-            busy = self._busy(option, loads * _PROMPTS_STEP**prompts, load.prompt_length)
+            _, busy, _ = self._busy(option, loads * _PROMPTS_STEP**prompts, load.prompt_length)
             settled = settle(mean, loads, busy)
             self._over_loads[key] = np.log(loads), np.log(settled.tpot) + self._misfit.at(option.profile, loads)[0]
         return np.interp(np.log(np.maximum(tokens_per_second, 1e-6)), *self._over_loads[key])
@@ -276,7 +274,7 @@ class LearntModel:
         )
         grid = grid[(grid >= 1) & (grid <= self._max)].astype(int)
         weight = np.log2(np.append(grid[1:], self._max + 1) / grid)
-        path = _cheapest_path(costs[:, grid - 1] * weight, _SWITCH)
+        path = np.array(_cheapest_path(costs[:, grid - 1] * weight, _SWITCH))
         if one_threshold:
             drafting = np.nonzero(path == 1)[0]
             if not len(drafting) or drafting[-1] == len(grid) - 1:
@@ -332,18 +330,16 @@ def _held(speculation: Speculation, limit: int) -> list[tuple[int, int, int]]:
     ]
 
 
-def _cheapest_path(costs: Array, switch: float) -> Array:
+def _cheapest_path(costs: Array, switch: float) -> list[int]:
     """Row to take in each column so that costs, and `switch` for every change of row, are least (Viterbi)."""
-    rows, columns = costs.shape
-    back = np.empty((columns, rows), dtype=int)
-    total = costs[:, 0].copy()
-    for i in range(1, columns):
-        best = int(total.argmin())
-        stay = total <= total[best] + switch
-        back[i] = np.where(stay, np.arange(rows), best)
-        total = np.where(stay, total, total[best] + switch) + costs[:, i]
-    path = np.empty(columns, dtype=int)
-    path[-1] = int(total.argmin())
-    for i in range(columns - 1, 0, -1):
-        path[i - 1] = back[i, path[i]]
-    return path
+    back: list[list[int]] = []
+    total = [0.0] * len(costs)
+    for column in costs.T.tolist():
+        best = min(range(len(total)), key=total.__getitem__)
+        most = total[best] + switch
+        back.append([row if so_far <= most else best for row, so_far in enumerate(total)])
+        total = [min(so_far, most) + cost for so_far, cost in zip(total, column, strict=True)]
+    path = [min(range(len(total)), key=total.__getitem__)]
+    for came_from in reversed(back[1:]):
+        path.append(came_from[path[-1]])
+    return path[::-1]

@@ -7,9 +7,10 @@ pods together, into rates and means. Adding comes before dividing, so pods weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from operator import attrgetter, sub
 from typing import Any
 
@@ -21,14 +22,18 @@ STALL_SECONDS = 60.0
 
 GAUGES = ("running", "waiting", "kv_usage", "kv_cache_tokens", "draft_acceptance_gauge")
 COUNTERS = ("preemptions", "prompt_tokens", "generation_tokens", "drafts", "draft_tokens", "accepted_tokens")
-HISTOGRAMS = ("ttft", "inter_token", "tpot", "iteration_tokens", "queue_time", "prompt_length", "output_length")
+_WITH_QUANTILES = ("ttft", "tpot")
+_WITH_MEANS = ("inter_token", "iteration_tokens", "queue_time", "prompt_length", "output_length")
+HISTOGRAMS = (*_WITH_QUANTILES, *_WITH_MEANS)
+"""Of most a mean is all that is asked for."""
 _SUMS = ("running", "waiting", "kv_cache_tokens", *COUNTERS)
 """What several engines have together; the other gauges are shares."""
-_WITH_QUANTILES = ("ttft", "tpot")
 _Values = Callable[[Figures], tuple[Any, ...]]
 _gauges_of: _Values = attrgetter(*GAUGES)
 _counters_of: _Values = attrgetter(*COUNTERS)
 _histograms_of: _Values = attrgetter(*HISTOGRAMS)
+_quantiles_of: _Values = attrgetter(*_WITH_QUANTILES)
+_means_of: _Values = attrgetter(*_WITH_MEANS)
 _sums_of: _Values = attrgetter(*_SUMS)
 
 
@@ -197,14 +202,14 @@ def change_between(before: Page, after: Page, seconds: float) -> Change | Unmeas
     )
 
 
-def measurement(changes: Sequence[Change]) -> Measurement:
-    """What the changes, of one pod or of several over the same time, say together.
+def measurement(changes: Sequence[Change], *, percentiles: bool = True) -> Measurement:
+    """What the changes, of one pod or of several over the same time, say together; on request without percentiles.
 
     A figure that one of the pods does not expose is not measurable for all of them. Raises ValueError without changes.
     """
     if not changes:
         raise ValueError("no changes to measure")
-    f = _added([c.figures for c in changes], buckets_of=_WITH_QUANTILES)
+    f = _added([c.figures for c in changes])
     drafted, steps = f.draft_tokens, _count(f.iteration_tokens)
     return Measurement(
         seconds=max(c.seconds for c in changes),
@@ -218,8 +223,8 @@ def measurement(changes: Sequence[Change]) -> Measurement:
         tpot_seconds=mean(f.tpot),
         ttft_seconds=mean(f.ttft),
         queue_seconds=mean(f.queue_time),
-        tpot=_percentiles(f.tpot),
-        ttft=_percentiles(f.ttft),
+        tpot=_percentiles(f.tpot) if percentiles else None,
+        ttft=_percentiles(f.ttft) if percentiles else None,
         batch_size=f.running,
         requests_per_step=_ratio(_count(f.inter_token), steps),
         waiting=f.waiting,
@@ -274,7 +279,8 @@ def _engine_change(before: EngineSample, after: EngineSample) -> Figures | Unmea
     figures = _gauges(after)
     for names, values_of, subtract in (
         (COUNTERS, _counters_of, _increase),
-        (HISTOGRAMS, _histograms_of, difference),
+        (_WITH_QUANTILES, _quantiles_of, difference),
+        (_WITH_MEANS, _means_of, partial(difference, buckets=False)),
     ):
         for name, old, new in zip(names, values_of(before), values_of(after), strict=True):
             if old is None:
@@ -314,16 +320,13 @@ def _fell(what: str, engine: EngineSample) -> Unmeasured:
     )
 
 
-def _added(parts: Sequence[Figures], buckets_of: Collection[str] = HISTOGRAMS) -> Figures:
-    """Several engines as one: sums, the mean for shares. What one of them lacks is lacking.
-
-    Only the histograms in `buckets_of` keep their buckets, the others what a mean needs.
-    """
+def _added(parts: Sequence[Figures]) -> Figures:
+    """Several engines as one: sums, the mean for shares. What one of them lacks is lacking."""
     if len(parts) == 1:
         return parts[0]
     figures: dict[str, Any] = dict(zip(_SUMS, map(_sum, zip(*map(_sums_of, parts), strict=True)), strict=True))
     for name, histograms in zip(HISTOGRAMS, zip(*map(_histograms_of, parts), strict=True), strict=True):
-        figures[name] = total(histograms, buckets=name in buckets_of)
+        figures[name] = total(histograms)
     positions = [p.accepted_per_position for p in parts]
     if len({len(p) for p in positions}) == 1:
         figures["accepted_per_position"] = tuple(map(math.fsum, zip(*positions, strict=True)))

@@ -35,40 +35,34 @@ class Misfit:
 
     def __init__(self, known: Mapping[str, Knowledge], now: float) -> None:
         seen = [(name, r) for name, k in sorted(known.items()) for r in k.residuals]
-        self._names = [name for name, _ in seen]
+        self._names = np.array([name for name, _ in seen])
         self._loads = np.log([r.tokens_per_second for _, r in seen])
         ratios = np.array([r.log_ratio for _, r in seen])
         ages = np.array([max(0.0, now - r.measured_at) for _, r in seen]) / DAY
-        self._weights, self._solved, self._inverses = np.ones(1), [ratios], [np.zeros((0, 0))]
-        if not seen:
-            return
-        same = np.array([[a == b for b in self._names] for a in self._names])
-        shape = self._shape(self._loads, same)
-        log_weights, self._solved, self._inverses = _SIZE_PRIOR.copy(), [], []
-        for i, size in enumerate(_SIZES):
-            covariance = size**2 * shape + np.diag(_NOISE**2 + (_AGEING * ages) ** 2)
-            inverse = np.linalg.inv(covariance)
-            self._solved.append(inverse @ ratios)
-            self._inverses.append(inverse)
-            log_weights[i] -= 0.5 * (ratios @ self._solved[-1] + np.linalg.slogdet(covariance)[1])
+        # In units of the noise, turned so that what is seen is independent: for every size at once.
+        whiten = 1 / np.sqrt(_NOISE**2 + (_AGEING * ages) ** 2)
+        shape = self._shape(self._loads, self._names[:, None])
+        eigenvalues, vectors = np.linalg.eigh(whiten[:, None] * shape * whiten)
+        self._whiten = whiten[:, None] * vectors
+        variances = 1 + _SIZES[:, None] ** 2 * np.maximum(eigenvalues, 0.0)
+        white = ratios @ self._whiten
+        self._precision, self._solved = 1 / variances, white / variances
+        log_weights = _SIZE_PRIOR - 0.5 * (self._solved @ white + np.log(variances).sum(axis=1))
         weights = np.exp(log_weights - log_weights.max())
         self._weights = weights / weights.sum()
 
-    def _shape(self, loads: Array, same: NDArray[np.bool_]) -> Array:
+    def _shape(self, loads: Array, names: NDArray[np.str_] | str) -> Array:
         near = np.exp(-0.5 * ((loads[:, None] - self._loads) / _LENGTH) ** 2)
-        shape: Array = near * (_COMMON + (1 - _COMMON) * same)
+        shape: Array = near * np.where(self._names == names, 1.0, _COMMON)
         return shape
 
     def at(self, profile: str, tokens_per_second: Array) -> tuple[Array, Array]:
         """Mean and variance of log(measured / modelled) of an option at some loads."""
-        if not self._names:
+        if not len(self._names):
             return np.zeros(len(tokens_per_second)), np.zeros(len(tokens_per_second))
-        same = np.array([[name == profile for name in self._names]])
-        shape = self._shape(np.log(np.maximum(tokens_per_second, 1e-6)), same)
-        means = np.stack([s**2 * shape @ a for s, a in zip(_SIZES, self._solved, strict=True)])
+        seen = self._shape(np.log(np.maximum(tokens_per_second, 1e-6)), profile) @ self._whiten
+        squared = _SIZES[:, None] ** 2
+        means = squared * (self._solved @ seen.T)
         mean = self._weights @ means
-        known = np.stack(
-            [s**4 * ((shape @ v) * shape).sum(axis=1) for s, v in zip(_SIZES, self._inverses, strict=True)]
-        )
-        variance = np.maximum((_SIZES**2)[:, None] - known, 0.0) + (means - mean) ** 2
-        return mean, self._weights @ variance
+        known = squared**2 * (self._precision @ (seen**2).T)
+        return mean, self._weights @ (np.maximum(squared - known, 0.0) + (means - mean) ** 2)

@@ -78,7 +78,9 @@ class Families:
         return np.where((self.hiding[:, None] > 0) & (length > 0), np.maximum(short, 0.0), long)
 
     def _forward(self, tokens: Array) -> Array:
-        untouched = np.exp(tokens * np.log1p(-np.minimum(self.active, 1 - 1e-9))[:, None])
+        # Few shares of active experts among many families.
+        shares, which = np.unique(self.active, return_inverse=True)
+        untouched = np.exp(tokens * np.log1p(-np.minimum(shares, 1 - 1e-9))[:, None])[which]
         weights = 1 - (1 - self.shared[:, None]) * untouched
         return np.asarray(np.sqrt(weights**2 + (tokens / self.knee[:, None]) ** 2), dtype=np.float64)
 

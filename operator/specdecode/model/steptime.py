@@ -17,8 +17,9 @@ kernel, never quicker than the CPU can launch it, and the residuals of the two s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -129,15 +130,13 @@ class StepModel:
         self._limit = graph_limit
         self._methods = dict(methods)
         self._groups = {name: float(i) for i, name in enumerate(sorted(n for n, m in methods.items() if m is not None))}
-        times = [(name, t) for name, k in sorted(known.items()) if name in methods for t in k.step_times]
         self._prior_sd = np.array([_LOG_M[1], *np.ones(2 * len(self._groups))])
-        points = [self._points(name, t) for name, t in times]
-        self._seen = Points.joined(points) if points else self.points("", 0, np.empty(0), np.empty(0), np.empty(0))
-        seconds = np.array([t.seconds for _, t in times])
-        prompt = np.array([t.prompt_tokens for _, t in times])
-        age = np.array([max(0.0, now - t.measured_at) for _, t in times]) / 86_400.0
-        noise = _NOISE**2 + (_AGEING * age) ** 2
-        self._fit(seconds, prompt, np.array([t.prompt_length for _, t in times]), noise)
+        times = [(name, t) for name, k in sorted(known.items()) if name in methods for t in k.step_times]
+        self._seen = Points.joined([self.points("", 0, *np.empty((3, 0))), *self._points(times)])
+        figures = np.array([(t.seconds, t.prompt_tokens, t.prompt_length, t.measured_at) for _, t in times])
+        seconds, prompt, length, measured_at = figures.reshape(-1, 4).T
+        age = np.maximum(0.0, now - measured_at) / 86_400.0
+        self._fit(seconds, prompt, length, _NOISE**2 + (_AGEING * age) ** 2)
 
     def points(self, profile: str, k: int, tokens: Array, batch: Array, context: Array) -> Points:
         """The points of a profile at one K; the empty name is the engine without speculation."""
@@ -146,9 +145,10 @@ class StepModel:
         names = (2 * group + (0.0 if k else 1.0), group) if method is not None else (-1.0, -1.0)
         return Points.of(method, k, tokens, batch, context, names, self._limit)
 
-    def _points(self, name: str, t: StepTime) -> Points:
-        tokens, batch, context = (np.array([v]) for v in (t.tokens, t.batch_size, t.context))
-        return self.points(name, t.k, tokens, batch, context)
+    def _points(self, times: Iterable[tuple[str, StepTime]]) -> Iterator[Points]:
+        """Of steps in the order of their profiles and K."""
+        for (name, k), steps in groupby(times, key=lambda step: (step[0], step[1].k)):
+            yield self.points(name, k, *np.array([(t.tokens, t.batch_size, t.context) for _, t in steps]).T)
 
     def _fit(self, seconds: Array, prompt: Array, length: Array, noise: Array) -> None:
         seen, every = self._seen, families()
@@ -169,25 +169,28 @@ class StepModel:
         residual = (np.log(seconds) if count else np.empty(0)) - centred
         self._design = self._linear(seen, share, seen.overhead_sd * share)
         linear = (self._design * self._prior_sd**2) @ self._design.T
-        log_weights = np.empty((len(_AMPLITUDES), len(every.knee)))
-        solved, factors = [], []
-        for i, amplitude in enumerate(_AMPLITUDES):
-            covariance = linear + self._kernel(seen, seen, amplitude) + np.diag(noise)
-            factor = np.linalg.cholesky(covariance + 1e-9 * np.eye(count)) if count else covariance
-            alpha = np.linalg.solve(factor, residual.T) if count else residual.T
-            log_weights[i] = every.log_prior + _AMPLITUDE_PRIOR[i] - 0.5 * (alpha**2).sum(axis=0)
-            log_weights[i] -= np.log(np.diag(factor)).sum() if count else 0.0
-            factors.append(np.linalg.inv(factor) if count else factor)
-            solved.append(alpha)
+        smooth, rough = self._kernels(seen, seen)
+        # What white noise is made of, for every amplitude at once: the simultaneous diagonal form of both matrices.
+        factor = np.linalg.cholesky(linear + rough + np.diag(noise + 1e-9))
+        whitened = np.linalg.inv(factor)
+        eigenvalues, vectors = np.linalg.eigh(whitened @ smooth @ whitened.T)
+        self._whiten = vectors.T @ whitened
+        variances = 1 + _AMPLITUDES[:, None] ** 2 * np.maximum(eigenvalues, 0.0)
+        white = self._whiten @ residual.T
+        log_weights = (
+            (_AMPLITUDE_PRIOR - 0.5 * np.log(variances).sum(axis=1))[:, None]
+            + every.log_prior
+            - 0.5 * (1 / variances) @ white**2
+        )
         best = np.argsort(log_weights, axis=None)[::-1][:_KEPT]
         flat = log_weights.ravel()[best]
         weights = np.exp(flat - flat[0])
         self._weights = weights / weights.sum()
-        self._amplitude, which = np.unravel_index(best, log_weights.shape)
+        amplitude, which = np.unravel_index(best, log_weights.shape)
         self._families: Families = every.take(which)
         self._log_m: Array = log_m[which]
-        self._factors = factors
-        self._solved = np.stack([solved[a][:, h] for a, h in zip(self._amplitude, which, strict=True)], axis=1)
+        self._amplitude, self._precision = amplitude, 1 / variances
+        self._solved = white[:, which] * self._precision[amplitude].T
 
     def _linear(self, points: Points, share: Array, slope: Array) -> Array:
         """Design matrix of log m and of each drafter's log D, in prior standard deviations."""
@@ -200,22 +203,22 @@ class StepModel:
     @staticmethod
     def _centre(grown: Array, overhead: Array, eager: Array, log_m: Array) -> Array:
         """log(m G + D) of each family, never below the launch time beyond the graph limit."""
-        seconds = np.exp(log_m)[:, None] * grown + overhead
-        launched = (seconds**4 + _LAUNCH**4) ** 0.25
-        return np.asarray(np.log(np.where(eager > 0, launched, seconds)), dtype=np.float64)
+        seconds: Array = np.exp(log_m)[:, None] * grown + overhead
+        launched = np.nonzero(eager)[0]
+        seconds[:, launched] = (seconds[:, launched] ** 4 + _LAUNCH**4) ** 0.25
+        return np.log(seconds)
 
     @staticmethod
-    def _kernel(a: Points, b: Points, amplitude: float) -> Array:
-        """Covariance of the residuals of two sets of points."""
-        apart = ((np.log(a.batch)[:, None] - np.log(b.batch)) / _LENGTH_BATCH) ** 2
-        drafted = np.log(a.tokens / a.batch)[:, None] - np.log(b.tokens / b.batch)
-        near = np.exp(-0.5 * (apart + (drafted / _LENGTH_DRAFTED) ** 2))
-        whose = _COMMON + (1 - _COMMON) * (a.group[:, None] == b.group)
-        side = np.where(a.eager[:, None] == b.eager, 1.0, _ACROSS)
-        launch = _LAUNCH_SD**2 * np.exp(-apart / 8) * a.eager[:, None] * b.eager
-        jumps = np.exp(-0.5 * ((apart * _LENGTH_BATCH**2) + drafted**2) / _JUMP_LENGTH**2) * (whose == 1.0)
-        jumps *= _jump(a)[:, None] * _jump(b)
-        return np.asarray(amplitude**2 * near * whose * side + launch + jumps, dtype=np.float64)
+    def _kernels(a: Points, b: Points) -> tuple[Array, Array]:
+        """Covariance of the residuals of two sets of points: the smooth part, of amplitude 1, and the rest."""
+        apart = (np.log(a.batch)[:, None] - np.log(b.batch)) ** 2
+        drafted = (np.log(a.tokens / a.batch)[:, None] - np.log(b.tokens / b.batch)) ** 2
+        same = a.group[:, None] == b.group
+        near = np.exp(-0.5 * (apart / _LENGTH_BATCH**2 + drafted / _LENGTH_DRAFTED**2))
+        smooth = near * np.where(same, 1.0, _COMMON) * np.where(a.eager[:, None] == b.eager, 1.0, _ACROSS)
+        launch = _LAUNCH_SD**2 * np.exp(-apart / (8 * _LENGTH_BATCH**2)) * a.eager[:, None] * b.eager
+        jumps = np.exp(-0.5 * (apart + drafted) / _JUMP_LENGTH**2) * same * _jump(a)[:, None] * _jump(b)
+        return smooth, launch + jumps
 
     def prompt_seconds(self, tokens: Array, length: float) -> tuple[Array, Array]:
         """Seconds that a prompt token adds to a step that verifies so many tokens, in prompts of `length` tokens, and
@@ -235,16 +238,15 @@ class StepModel:
         mean = centre + (1 - share) * (_LOG_M[0] - self._log_m[:, None])
         design = self._linear(points, share, points.overhead_sd * share)
         linear = (design * self._prior_sd**2) @ self._design.T
-        variance = np.empty_like(mean)
-        own = (design**2 * self._prior_sd**2).sum(axis=1)
-        launch = _LAUNCH_SD**2 * points.eager
-        jump = _jump(points)
-        for a in np.unique(self._amplitude):
-            which = np.nonzero(self._amplitude == a)[0]
-            amplitude = float(_AMPLITUDES[a])
-            cross = (linear + self._kernel(points, self._seen, amplitude)) @ self._factors[a].T
-            mean[which] += (cross @ self._solved[:, which]).T
-            variance[which] = np.maximum(own + amplitude**2 + launch + jump**2 - (cross**2).sum(axis=1), _NOISE**2)
+        smooth, rough = self._kernels(points, self._seen)
+        smooth, rough = smooth @ self._whiten.T, (linear + rough) @ self._whiten.T
+        squared = _AMPLITUDES**2
+        mean += (rough @ self._solved + smooth @ self._solved * squared[self._amplitude]).T
+        explained = self._precision @ (rough**2).T + squared[:, None] * (
+            self._precision @ (2 * rough * smooth).T + squared[:, None] * (self._precision @ (smooth**2).T)
+        )
+        own = (design**2 * self._prior_sd**2).sum(axis=1) + _LAUNCH_SD**2 * points.eager + _jump(points) ** 2
+        variance = np.maximum(own + squared[:, None] - explained, _NOISE**2)[self._amplitude]
         whole = self._weights @ mean
         spread = self._weights @ (variance + (mean - whole) ** 2)
         return whole, np.sqrt(spread)

@@ -35,8 +35,24 @@ class Reading:
 
     @cached_property
     def part(self) -> Measurement | None:
-        """What the time since the reading before says; None where it cannot be measured."""
-        return measurement([self.change]) if isinstance(self.change, Change) else None
+        """What the time since the reading before says, without percentiles; None where it cannot be measured."""
+        return measurement([self.change], percentiles=False) if isinstance(self.change, Change) else None
+
+    @cached_property
+    def pace(self) -> tuple[float, float] | None:
+        """Output tokens per second since the reading before, and requests that ended; None as above."""
+        change = self.change
+        if not isinstance(change, Change):
+            return None
+        return (change.figures.generation_tokens or 0.0) / change.seconds, math.fsum(change.figures.requests.values())
+
+    @cached_property
+    def drafted(self) -> tuple[float, float] | None:
+        """Accepted and drafted tokens since the reading before; None where they are not known."""
+        figures = self.change.figures if isinstance(self.change, Change) else None
+        if figures is None or figures.draft_tokens is None or figures.accepted_tokens is None:
+            return None
+        return figures.accepted_tokens, figures.draft_tokens
 
 
 @dataclass(frozen=True)
@@ -193,10 +209,9 @@ def drafting_parts(window: Window) -> Iterable[DraftingPart]:
     """The parts of a window of at least `ENOUGH_DRAFTED` tokens each, oldest first."""
     accepted = drafted = 0.0
     for reading in window.readings[1:]:
-        figures = reading.change.figures if isinstance(reading.change, Change) else None
-        if figures is None or figures.draft_tokens is None or figures.accepted_tokens is None:
+        if reading.drafted is None:
             continue
-        accepted, drafted = accepted + figures.accepted_tokens, drafted + figures.draft_tokens
+        accepted, drafted = accepted + reading.drafted[0], drafted + reading.drafted[1]
         if drafted >= ENOUGH_DRAFTED:
             yield DraftingPart(accepted / drafted, drafted, reading.t)
             accepted = drafted = 0.0

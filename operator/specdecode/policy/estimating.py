@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -12,7 +13,15 @@ import numpy as np
 from specdecode.api.v1alpha1 import BatchSizeTuningMode, Outcome, RolloutPhase
 from specdecode.model.cost import Band, CostModel, OfferedLoad, Option, Prediction
 from specdecode.model.estimate import Estimate
-from specdecode.model.knowledge import ENOUGH_REQUEST_STEPS, MOST_RESIDUAL, Knowledge, Residual, StepTime, learn
+from specdecode.model.knowledge import (
+    ENOUGH_REQUEST_STEPS,
+    MOST_RESIDUAL,
+    Knowledge,
+    Residual,
+    StepTime,
+    learn,
+    nearly_same,
+)
 from specdecode.model.learnt import LearntModel
 from specdecode.model.loads import LoadHistory
 from specdecode.model.measure import Change, Measurement, measurement
@@ -46,7 +55,7 @@ ModelFactory = Callable[[Evidence], CostModel]
 
 
 class Modeller:
-    """Fits the learnt model, and again only when something was learnt or what is known has aged."""
+    """Fits the learnt model, and again only when something new was learnt or what is known has aged."""
 
     def __init__(self) -> None:
         self._fitted: tuple[Evidence, LearntModel] | None = None
@@ -64,13 +73,11 @@ class Modeller:
 
 
 def _alike(old: Mapping[str, Knowledge], new: Mapping[str, Knowledge]) -> bool:
-    """Whether the model would be fitted to the same."""
-    return old.keys() == new.keys() and all(
-        k.step_times is new[name].step_times and k.drafts is new[name].drafts for name, k in old.items()
-    )
+    """Whether a model would be fitted to the same."""
+    return old is new or (old.keys() == new.keys() and all(nearly_same(known, new[n]) for n, known in old.items()))
 
 
-AGEING = 300.0
+AGEING = 600.0
 """Seconds in which nothing that is known fades noticeably."""
 
 DEFAULT_MAX_NUM_SEQS = 256
@@ -183,11 +190,29 @@ SHORT = 0.1
 """Share of the window that they may have lasted, so that what they felt was the load of the window."""
 
 
-_JUDGED: WeakKeyDictionary[CostModel, dict[object, Estimates]] = WeakKeyDictionary()
+_JUDGED: WeakKeyDictionary[CostModel, dict[object, list[tuple[OfferedLoad | None, Estimates]]]] = WeakKeyDictionary()
 """What was said of the options already, by the model that said it: looks at a steady load ask the same again."""
 
-SAME_LOAD = 1.02
+SAME_LOAD = 1.03
 """Factor within which two loads get the same answers."""
+SAME_REQUESTS = 1.1
+"""The same of what their requests are like: the model looks at that in steps as wide."""
+
+
+def _same_load(a: OfferedLoad | None, b: OfferedLoad | None) -> bool:
+    """Whether the model would say of one nearly what it says of the other."""
+    if a is None or b is None:
+        return a is b
+    return (
+        _within(SAME_LOAD, a.tokens_per_second, b.tokens_per_second)
+        and _within(SAME_LOAD, 1.0 + a.prompt_tokens_per_second, 1.0 + b.prompt_tokens_per_second)
+        and _within(SAME_REQUESTS, 1.0 + a.context, 1.0 + b.context)
+        and _within(SAME_REQUESTS, 1.0 + a.prompt_length, 1.0 + b.prompt_length)
+    )
+
+
+def _within(factor: float, a: float, b: float) -> bool:
+    return a <= b * factor and b <= a * factor
 
 
 # --- learning -----------------------------------------------------------------------------------------------------
@@ -329,12 +354,13 @@ def _offered(measured: Measurement | None, windows: list[Window]) -> OfferedLoad
 
 def _variation(windows: list[Window]) -> float:
     """Standard deviation of the logarithm of the pods' loads over the readings, less what single arrivals add."""
-    parts = [r.change for w in windows for r in w.readings[1:] if isinstance(r.change, Change)]
-    rates = np.array([(p.figures.generation_tokens or 0.0) / p.seconds for p in parts])
-    if len(rates) < ENOUGH_READINGS or not rates.mean():
+    paces = [r.pace for w in windows for r in w.readings[1:] if r.pace is not None]
+    if len(paces) < ENOUGH_READINGS:
         return 0.0
-    arrivals = sum(sum(p.figures.requests.values()) for p in parts) / len(parts)
-    spread = float(rates.var() / rates.mean() ** 2 - 2.0 / max(arrivals, 1.0))
+    rates, ended = np.array(paces).T
+    if not rates.mean():
+        return 0.0
+    spread = float(rates.var() / rates.mean() ** 2 - 2.0 / max(ended.mean(), 1.0))
     variation = math.sqrt(math.log1p(max(spread, 0.0)))
     return min(variation, LARGEST_VARIATION) if variation > SMALLEST_VARIATION else 0.0
 
@@ -371,52 +397,60 @@ class _Here:
     load: OfferedLoad | None
     loads: LoadHistory
     pods: int
+    _predicted: list[tuple[Option, Prediction]] = field(default_factory=list)
 
     def judged(self) -> Estimates:
         """What the model says of the options: the part of the estimates that no measurement of this look is in."""
-        answers = _JUDGED.setdefault(self.model, {})
-        key = self._question()
-        if key not in answers:
-            answers[key] = self._judge()
-        return answers[key]
+        answers = _JUDGED.setdefault(self.model, {}).setdefault(self._question(), [])
+        known = next((answer for load, answer in reversed(answers) if _same_load(load, self.load)), None)
+        if known is None:
+            known = self._judge()
+            answers.append((self.load, known))
+        return known
 
     def _question(self) -> object:
-        """What the answers depend on."""
+        """What the answers depend on, besides the load."""
         o, load = self.o, self.load
-
-        def about(value: float) -> int:
-            return round(math.log(max(value, 1e-3)) / math.log(SAME_LOAD))
-
-        asked = load and tuple(
-            about(v) for v in (load.tokens_per_second, load.prompt_tokens_per_second, load.context, load.prompt_length)
-        )
         varies = load and round(load.variation / 0.1)
         s = o.active.speculation if o.active else None
         active = o.active and (o.active.profile, s and (s.schedule, s.disable_by_batch_size, s.num_speculative_tokens))
         changes = o.history[0].id if o.history else None
         phase = o.rollout and (o.rollout.id, o.rollout.phase)
         past = (self.loads.first, len(self.loads.tokens_per_second))
-        return asked, varies, active, self.pods, changes, phase, past, o.generation
+        return varies, active, self.pods, changes, phase, past, o.generation
 
     def _judge(self) -> Estimates:
         o, model, load = self.o, self.model, self.load
         options = [self.best_form(option) for option in self.menu.options]
         refused = {c.profile: r.message for c in options if isinstance(r := self.menu.render(c), Unmanageable)}
         candidates = tuple(c for c in options if c.profile not in refused)
-        predictions = {c.profile: model.predict(c, load) for c in candidates} if load else {}
-        modelled = None
-        if load and o.active:
-            modelled = predictions.get(o.active.profile) if o.active in candidates else model.predict(o.active, load)
+        predictions = {c.profile: self.predict(c, load) for c in candidates} if load else {}
         return Estimates(
             candidates=candidates,
             unavailable=refused,
             predictions=predictions,
-            modelled=modelled,
+            modelled=self.predict(o.active, load) if load and o.active else None,
             outlooks={c.profile: out for c in candidates if (out := self.outlook(c)) is not None},
             cost=_cost(o, max(1, self.pods)) if load else None,
             bands={option.profile: model.band(option, load) for option in self.menu.options if option.speculation},
             load_corrections={c.profile: self.load_correction(c) for c in _corrected(o, self.menu, candidates)},
         )
+
+    def predict(self, option: Option, load: OfferedLoad) -> Prediction:
+        """What the model says, asked once."""
+        known = next((p for asked, p in self._predicted if asked == option), None)
+        if known is None:
+            known = self.model.predict(option, load)
+            self._predicted.append((option, known))
+        return known
+
+    @cached_property
+    def _past(self) -> tuple[Array, Array]:
+        """Today's load per pod and those of the past, and the weight of each: every token alike."""
+        now = self.load.tokens_per_second if self.load else 0.0
+        past = np.array(self.loads.tokens_per_second) / max(1, self.pods)
+        past = past[past > 0]
+        return np.append(now, past), np.append(len(past) * now or 1.0, past)
 
     def best_form(self, option: Option) -> Option:
         """The option at its fixed K, or with the schedule that the policy and the version allow, where that is better
@@ -446,7 +480,7 @@ class _Here:
         """Whether the option's own K ran at batch sizes like those that it would settle at."""
         if self.load is None:
             return False
-        settles = self.model.predict(option, self.load).batch_size
+        settles = self.predict(option, self.load).batch_size
         k = option.speculation.num_speculative_tokens if option.speculation else 0
         return any(t.k == k and 1 / NEAR < t.batch_size / max(settles, 1.0) < NEAR for t in known.step_times)
 
@@ -454,10 +488,7 @@ class _Here:
         """Mean of log TPOT over today's load and those of the past, each token alike."""
         if self.load is None:
             return 0.0
-        now = self.load.tokens_per_second
-        past = [v / max(1, self.pods) for v in self.loads.tokens_per_second if v > 0]
-        asked = np.array([now, *past])
-        weights = np.array([len(past) * now or 1.0, *past])
+        asked, weights = self._past
         return float(weights @ self.model.log_tpot(option, self.load, asked) / weights.sum())
 
     def outlook(self, option: Option) -> Outlook | None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from specdecode.api.v1alpha1 import DISABLED, BatchRangeStatus, CommandFields, Configuration, Profile, ProfileMethod
@@ -73,7 +74,7 @@ class Menu:
         by_name.setdefault(DISABLED, Profile(name=DISABLED, method=ProfileMethod.DISABLED))
         return cls(original, server, version, by_name)
 
-    @property
+    @cached_property
     def options(self) -> tuple[Option, ...]:
         """Every profile at its fixed K, and the original where it is none of them."""
         listed = tuple(Option(name, speculation_of(p)) for name, p in self.profiles.items())

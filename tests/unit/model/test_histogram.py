@@ -27,6 +27,14 @@ def test_the_difference_is_what_was_observed_in_between(before: list[float], lat
     assert found.sum == pytest.approx(sum(later), abs=1e-9)
 
 
+@given(observations, observations)
+def test_the_difference_without_buckets_has_what_a_mean_needs(before: list[float], later: list[float]) -> None:
+    found = difference(of(before), of(before + later), buckets=False)
+    assert found is not None
+    assert (found.bounds, found.counts, found.count) == ((math.inf,), (len(later),), len(later))
+    assert found.sum == pytest.approx(sum(later), abs=1e-9)
+
+
 @settings(deadline=None)
 @given(st.lists(observations, min_size=1, max_size=4))
 def test_the_total_is_what_was_observed_in_all(parts: list[list[float]]) -> None:

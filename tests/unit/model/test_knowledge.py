@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specdecode.model.estimate import Estimate
-from specdecode.model.knowledge import DAY, LONGEST_STEP, MAX_STEP_TIMES, NEWER, Drafts, Knowledge, StepTime, learn
+from specdecode.model.knowledge import (
+    DAY,
+    LONGEST_STEP,
+    MAX_STEP_TIMES,
+    NEWER,
+    Drafts,
+    Knowledge,
+    Residual,
+    StepTime,
+    learn,
+    nearly_same,
+)
 from specdecode.model.measure import Measurement
 
 NOW = 1_800_000_000.0
@@ -283,3 +294,51 @@ def test_an_estimate_of_a_positive_quantity_has_an_interval_around_its_median() 
     assert e.high / e.value == pytest.approx(1.1788, abs=1e-4), "1.645 standard deviations"
     assert str(e) == "2 (1.7 to 2.36)"
     assert Estimate.log_normal(2.0, 0.0) == Estimate(2.0, 2.0, 2.0)
+
+
+KNOWN = Knowledge(
+    step_times=(step(),),
+    drafts=Drafts(0.8, (0.6, 0.5), NOW, 1000.0),
+    residuals=(Residual(100.0, 0.1, NOW), Residual(400.0, -0.1, NOW)),
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"measured_at": NOW, "tokens_per_step": 3.0}, True),
+        ({"step_times": (step(seconds=0.0202, at=NOW + 60),)}, True),
+        ({"step_times": (step(seconds=0.0215),)}, False),
+        ({"step_times": (step(batch=9.0, seconds=0.0206),)}, True),
+        ({"step_times": (step(batch=9.0, seconds=0.0190),)}, False),
+        ({"step_times": (step(batch=9.0, seconds=0.0235),)}, False),
+        ({"step_times": (step(k=3),)}, False),
+        ({"step_times": (step(), step(batch=16.0))}, False),
+        ({"drafts": Drafts(0.8, (0.603, 0.5), NOW + 60, 1000.0)}, True),
+        ({"drafts": Drafts(0.8, (0.65, 0.5), NOW, 1000.0)}, False),
+        ({"drafts": Drafts(0.7, (0.66, 0.54), NOW, 1000.0)}, False),
+        ({"drafts": None}, False),
+        ({"residuals": (Residual(390.0, -0.12, NOW), Residual(100.0, 0.1, NOW))}, True),
+        ({"residuals": (Residual(100.0, 0.1, NOW), Residual(400.0, -0.2, NOW))}, False),
+        ({"residuals": ()}, False),
+    ],
+    ids=[
+        "what the model does not read",
+        "a step a little slower",
+        "a step slower",
+        "slower for more work",
+        "quicker for more work",
+        "slower than for more work",
+        "another K",
+        "another batch size",
+        "drafts a little better",
+        "drafts better",
+        "fewer drafts, each better",
+        "no drafts",
+        "the model a little further off, in another order",
+        "the model further off",
+        "the model never held against anything",
+    ],
+)
+def test_what_the_model_could_hardly_tell_apart_is_nearly_the_same(changes: dict[str, Any], same: bool) -> None:
+    assert nearly_same(KNOWN, replace(KNOWN, **changes)) is same

@@ -362,12 +362,20 @@ class Counting(Fixed):
     ("change", "again"),
     [
         (lambda o: replace(o, now=o.now + 5.0), False),
+        (lambda o: replace(o, pods=tuple(replace(p, window=traffic(batch=8.1)) for p in o.pods)), False),
         (lambda o: replace(o, generation=2), True),
         (lambda o: replace(o, active=NGRAM, pods=tuple(replace(p, option=NGRAM) for p in o.pods)), True),
         (lambda o: replace(o, pods=o.pods[:1]), True),
         (lambda o: replace(o, pods=tuple(replace(p, window=traffic(batch=16.0)) for p in o.pods)), True),
     ],
-    ids=["five seconds later", "the policy was edited", "another option runs", "fewer pods", "another load"],
+    ids=[
+        "five seconds later",
+        "a little more load",
+        "the policy was edited",
+        "another option runs",
+        "fewer pods",
+        "another load",
+    ],
 )
 def test_a_model_is_asked_again_only_for_something_else(
     change: Callable[[Observation], Observation], again: bool

@@ -284,7 +284,7 @@ def test_acceptance_decays_with_the_uptime_of_a_pod() -> None:
     changes = [{"profile": "draft", "halfLife": "10m"}]
     world = world_of(scenario(acceptance={"changes": changes}))
     f = fleet(world, 2)
-    f.variant[:] = world.times.variant(world.options["draft"])
+    f.turn(np.arange(len(f.variant)), world.times.variant(world.options["draft"]))
     f.started[1] = 3600.0
     per_step = f.step(np.full(2, 5.0), 3600.0).per_step.mean(axis=0)
     assert per_step[0] < 1.05 < 2.5 < per_step[1]
@@ -316,7 +316,7 @@ def lacking(sample: EngineSample) -> set[str]:
 def test_a_page_shows_what_the_simulated_server_shows(version: Version, speculating: bool) -> None:
     world = world_of(scenario(vllmVersion=str(version)))
     f = fleet(world)
-    f.variant[:] = world.times.variant(world.options["ngram" if speculating else "disabled"])
+    f.turn(np.arange(len(f.variant)), world.times.variant(world.options["ngram" if speculating else "disabled"]))
     counters = Counters(f, 2, version)
     for i in range(10):
         counters.record(f.step(np.full(4, 5.0), 3.0 * i))

@@ -130,7 +130,7 @@ class AcceptedLengthTiers:
         tier = np.maximum(np.searchsorted(self._from, service.fleet.running[:, rows].sum(axis=0), side="right") - 1, 0)
         up, down = accepted > self._up_from[tier, k], accepted <= self._down_to[tier, k]
         wanted = np.where(up, self._up[tier, k], np.where(down, self._down[tier, k], k)).astype(np.int64)
-        service.fleet.variant[rows] = self._variants[wanted]
+        service.fleet.turn(rows, self._variants[wanted])
 
 
 def _moves(tier: list[int], k: int) -> tuple[float, float, float, float]:

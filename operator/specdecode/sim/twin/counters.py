@@ -88,7 +88,7 @@ class Counters:
         self._accepted = np.zeros((rows, max(1, fleet.times.k_max)))
         self._positions = np.arange(self._accepted.shape[1])
         self._life_tpot = np.zeros(fleet.running[:, :rows].shape)
-        self._kept: list[tuple[Any, ...]] = []
+        self._kept: list[Passed] = []
         self._read: list[dict[str, Any]] = []
 
     def clear(self, row: int) -> None:
@@ -105,7 +105,7 @@ class Counters:
 
     def record(self, passed: Passed) -> None:
         """Take note of a time step."""
-        self._kept.append(tuple(column[..., : self._rows] for column in passed))
+        self._kept.append(passed)
 
     def count(self) -> None:
         """Count the time steps that were noted: before what requests are like changes, at the latest."""
@@ -113,7 +113,7 @@ class Counters:
             return
         fleet, mix = self._fleet, self._fleet.mix
         # [step, row], [step, class, row]
-        p = Passed(*(np.stack(column) for column in zip(*self._kept, strict=True)))
+        p = Passed.stacked(self._kept, self._rows)
         self._kept, self._read = [], []
         first = p.admitted
         prompt = p.admitted * float(mix.shares @ mix.prompt)
@@ -149,10 +149,11 @@ class Counters:
         """Mean seconds per token of the requests that finish, over their lives: [step, class, row]."""
         lives = np.empty_like(p.tpot)
         renewed = np.minimum(1.0, 2.0 * self._fleet.dt / (p.tpot * (self._fleet.mix.output - 1.0)[:, None]))
-        for i, tpot in enumerate(p.tpot):
-            np.copyto(self._life_tpot, tpot, where=self._life_tpot == 0.0)
-            self._life_tpot += renewed[i] * (tpot - self._life_tpot)
-            lives[i] = self._life_tpot
+        life = np.where(self._life_tpot == 0.0, p.tpot[0], self._life_tpot)
+        for i, (tpot, share) in enumerate(zip(p.tpot, renewed, strict=True)):
+            life = life + share * (tpot - life)
+            lives[i] = life
+        self._life_tpot = life
         return lives
 
     def page(self, row: int, process_start: float, k: int) -> Page:

@@ -72,6 +72,13 @@ class Passed(NamedTuple):
     left: Array
     """Requests that ended [class, row]."""
 
+    @classmethod
+    def stacked(cls, steps: Sequence[Passed], rows: int | None = None) -> Passed:
+        """Several time steps one upon the other, along a new first axis; the first `rows` only, or all. (`np.stack`
+        takes many times as long.)"""
+        columns = zip(*steps, strict=True)
+        return cls(*(np.concatenate(c).reshape(len(steps), *c[0].shape)[..., :rows] for c in columns))
+
 
 class Fleet:
     """The state of all rows."""
@@ -89,6 +96,7 @@ class Fleet:
         """`copies`: how many services the rows belong to, one after the other; chance deals with all alike."""
         self.times, self.gains, self.dt, self._rng, self._copies = times, gains, dt, rng, copies
         self.variant = np.zeros(rows, dtype=np.int64)
+        """What each row runs: change it by `turn`."""
         self.running = np.zeros((classes, rows))
         """Requests in decode [class, row]; whole numbers by row."""
         self.waiting = np.zeros(rows)
@@ -105,6 +113,7 @@ class Fleet:
         self._ones = np.ones(classes)
         self._none = np.zeros(rows, dtype=np.int64)
         self._chances: list[Array] = []
+        self._stale = True
 
     def enter(self, mix: Mix, t: float) -> None:
         """A new epoch: what requests are like from `t` on."""
@@ -118,23 +127,33 @@ class Fleet:
         """Mean tokens of context of a running request, by class."""
         self._shares, self._decoded = mix.shares[:, None], mix.output[:, None] - 1.0
         weight = mix.shares * mix.output
-        kv_per_request = float(weight @ self.context / weight.sum())
-        self._cap = np.maximum(1.0, np.minimum(self.times.max_num_seqs, self.times.kv_tokens // kv_per_request))
+        self._kv_per_request = float(weight @ self.context / weight.sum())
         price = self.times.surface.prompt_token_seconds
         self._full_step = MAX_BATCHED_TOKENS * price
         self._prompt_seconds = max(float(mix.shares @ mix.prompt) * price, 1e-12)
         self._chunks = max(1.0, math.ceil(float(mix.shares @ mix.prompt) / MAX_BATCHED_TOKENS))
-        self._variants = len(self._cap)
         self._most_tokens = float(self.times.max_tokens)
+        self._stale = True
+
+    def turn(self, rows: Ints | int, variants: Ints | int) -> None:
+        """Let rows run something else from now on."""
+        self.variant[rows] = variants
+        self._stale = True
+
+    def _look_up(self) -> None:
+        """What depends on the mix and on what each row runs alone."""
+        times, variant, self._stale = self.times, self.variant, False
+        cap = np.maximum(1.0, np.minimum(times.max_num_seqs, times.kv_tokens // self._kv_per_request))
+        self._cap, self._drafter = cap.take(variant), times.drafter_of.take(variant)
+        self._first_at, self._first_entry = variant * times.k_at.shape[1], self._drafter * self._strides[1]
 
     def step(self, arrivals: Array, t: float) -> Passed:
         """Let `dt` seconds pass, from `t` on, in which so many requests arrive at each row."""
-        dt, times, variant, ones = self.dt, self.times, self.variant, self._ones
-        if len(times.kv_tokens) != self._variants:
-            self.enter(self.mix, t)
-        total = np.rint(np.dot(ones, self.running))
+        dt, times, ones = self.dt, self.times, self._ones
+        if self._stale:
+            self._look_up()
+        total, cap = np.rint(np.dot(ones, self.running)), self._cap
         # Who begins, and how long the prompts take.
-        cap = self._cap.take(variant)
         prompts = np.ceil((dt - self._to_prefill) / self._prompt_seconds)
         room = np.minimum(cap - total + np.floor(self._leaving), prompts)
         waiting = self.waiting + arrivals
@@ -153,12 +172,13 @@ class Fleet:
         within = 1.0 - 2.0 * (x + np.expm1(-x)) / (x * x)
         busy = (1.0 - within) * np.minimum(batch, 1.0) - within * np.expm1(-batch)
         at_once = np.minimum(np.maximum(batch / busy, 1.0), times.max_num_seqs)
-        at = variant * times.k_at.shape[1] + np.rint(at_once).astype(np.int64)
+        at = self._first_at + np.rint(at_once).astype(np.int64)
         # What a step brings.
-        k = times.k_at.take(at)
-        drafter = times.drafter_of.take(variant)
-        level = self._levels(drafter, t)
-        entry = level * self._strides[0] + drafter * self._strides[1] + k
+        k, drafter = times.k_at.take(at), self._drafter
+        level, entry = self._none, self._first_entry + k
+        if self.gains.levels > 1:
+            level = self._levels(drafter, t)
+            entry = entry + level * self._strides[0]
         per_step, drafting = self._per_step.take(entry, axis=1), self._drafting.take(entry, axis=1)
         # What it costs.
         d = np.minimum(np.dot(ones, mean * drafting) / batch, 1.0)
@@ -226,8 +246,6 @@ class Fleet:
 
     def _levels(self, drafter: Ints, t: float) -> Ints:
         """How far the acceptance of each row's drafts has decayed with the uptime of its process."""
-        if self.gains.levels == 1:
-            return self._none
         halvings = np.maximum(0.0, t - self.started) / self.gains.half_lives[drafter]
         level: Ints = np.minimum(np.rint(halvings * LEVELS_PER_HALVING), self.gains.levels - 1).astype(np.int64)
         return level
@@ -248,7 +266,7 @@ class Fleet:
 
     def start(self, row: int, variant: int, t: float) -> None:
         """A fresh process on a row."""
-        self.variant[row] = variant
+        self.turn(row, variant)
         self.running[:, row] = 0.0
         self.waiting[row] = 0.0
         self.started[row] = t

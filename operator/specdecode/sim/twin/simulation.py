@@ -14,7 +14,7 @@ from specdecode.model.cost import Option
 from specdecode.sim.twin.agents import Agent, Operator
 from specdecode.sim.twin.counters import Counters
 from specdecode.sim.twin.deployment import VirtualDeployment
-from specdecode.sim.twin.fleet import Fleet, Passed
+from specdecode.sim.twin.fleet import Fleet, Ints, Passed
 from specdecode.sim.twin.service import Service
 from specdecode.sim.twin.tally import Tally
 from specdecode.sim.twin.world import World
@@ -57,6 +57,8 @@ class Simulation:
         buckets = -(-world.steps // self.bucket_steps)
         self.tally = Tally(self.fleet, len(self.players), slots, buckets, latencies=latencies)
         self.services: list[Service] = []
+        self._shared: dict[bytes, Ints] = {}
+        """Arrivals [step of the epoch, pod] by how the traffic is split."""
         self._counters: Counters | None = None
         for i, player in enumerate(self.players):
             container = world.menu.render(player.start)
@@ -81,16 +83,18 @@ class Simulation:
         pairs = list(zip(self.players, self.services, strict=True))
         acting = [(p.agent, s, max(1, round(p.agent.interval / dt))) for p, s in pairs if p.agent.interval < math.inf]
         stepwise = [(p.agent, s) for p, s in pairs if isinstance(p.agent, Stepwise)]
-        counts, mix, totals = np.zeros(len(self.fleet.variant)), None, [0]
+        counts, mix, totals = np.zeros(len(self.fleet.variant)), None, np.zeros(0, dtype=np.int64)
         for i in range(world.steps):
             t, (epoch, within) = i * dt, divmod(i, demand.epoch_steps)
             if within == 0 and (demand.mixes[epoch] is not mix or world.scenario.acceptance.changes):
                 mix = demand.mixes[epoch]
                 if self._counters is not None:
                     self._counters.count()
+                self.tally.add_up()
                 self.fleet.enter(mix, t)
             if within == 0:
                 totals = self._totals(i)
+                self._shared.clear()
             if i and world.replicas[i] != world.replicas[i - 1]:
                 for service in self.services:
                     service.deployment.scale(int(world.replicas[i]))
@@ -99,7 +103,7 @@ class Simulation:
             for agent, service, every in acting:
                 if i and i % every == 0:
                     agent.act(service, t)
-            self._arrive(totals[within], counts)
+            self._arrive(totals, within, counts)
             passed = self.fleet.step(counts, t)
             if self._counters is not None:
                 self._counters.record(passed)
@@ -110,26 +114,27 @@ class Simulation:
                 self.tally.close()
                 self.prevailing.append(tuple(_prevailing(s) for s in self.services))
 
-    def _totals(self, start: int) -> list[int]:
+    def _totals(self, start: int) -> Ints:
         """Requests that arrive at the whole service in each step of the epoch that begins here."""
         demand = self.world.demand
         steps = slice(start, start + demand.epoch_steps)
         expected = demand.rate[steps] * demand.dt
         # What was recorded is not to be randomised again, only rounded.
         rounded = np.floor(expected + self._arrivals.random(len(expected)))
-        totals = np.where(demand.recorded[steps], rounded, self._arrivals.poisson(expected))
-        return [int(total) for total in totals]
+        return np.where(demand.recorded[steps], rounded, self._arrivals.poisson(expected)).astype(np.int64)
 
-    def _arrive(self, total: int, counts: NDArray[np.float64]) -> None:
-        """Share arrivals among the pods: alike for all services whose pods are alike."""
+    def _arrive(self, totals: Ints, within: int, counts: NDArray[np.float64]) -> None:
+        """Share the arrivals of a step of the epoch among the pods: alike for all services whose pods are alike."""
         counts[:] = 0.0
-        splits: dict[bytes, NDArray[np.int64]] = {}
         for service in self.services:
             if not service.key:  # who meets no ready pod is turned away
                 continue
-            if service.key not in splits:
-                splits[service.key] = self._splits.multinomial(total, service.split)
-            counts[service.serving_rows] = splits[service.key]
+            shared = self._shared.get(service.key)
+            if shared is None:
+                shared = self._shared[service.key] = np.zeros((len(totals), len(service.split)), dtype=np.int64)
+                # For the rest of the epoch: drawing costs as much for one step as for all.
+                shared[within:] = self._splits.multinomial(totals[within:], service.split)
+            counts[service.serving_rows] = shared[within]
 
 
 def _prevailing(service: Service) -> str:

@@ -17,8 +17,8 @@ RESOLUTION = 100.0
 SMALLEST = 1e-4
 BINS = 1700
 """From 0.1 ms to 40 minutes."""
-BUFFER = 20
-"""Steps whose latencies are put into bins together: that is what it costs."""
+BUFFER = 40
+"""Steps that are added up together, at most: that is what adding up costs."""
 
 
 class Tally:
@@ -26,47 +26,46 @@ class Tally:
 
     def __init__(self, fleet: Fleet, agents: int, slots: int, buckets: int, *, latencies: bool) -> None:
         self._fleet, self._agents, self._slots, self._latencies = fleet, agents, slots, latencies
-        rows = len(fleet.variant)
-        self._seconds, self._tokens = np.zeros(rows), np.zeros(rows)
-        self._ones = np.ones(len(fleet.running))
         self.request_seconds, self.tokens = np.zeros((buckets, agents)), np.zeros((buckets, agents))
         """[bucket, agent] decoding time of requests; decoded tokens."""
         self._bucket = 0
         self.requests, self.ttft_sum = np.zeros(agents), np.zeros(agents)
         self._tpot, self._ttft = np.zeros(agents * BINS), np.zeros(agents * BINS)
         self._offsets = np.repeat(np.arange(agents) * BINS, slots)
-        self._kept: list[tuple[Array, ...]] = []
+        self._kept: list[Passed] = []
 
-    def record(self, p: Passed) -> None:
-        """A time step of the fleet."""
-        self._seconds += np.dot(self._ones, p.request_seconds)
-        tokens = p.request_seconds / p.tpot
-        self._tokens += np.dot(self._ones, tokens)
-        if self._latencies:
-            self._kept.append((p.tpot, tokens, self._fleet.ttft(p), p.admitted))
-            if len(self._kept) == BUFFER:
-                self._flush()
+    def record(self, passed: Passed) -> None:
+        """Take note of a time step."""
+        self._kept.append(passed)
+        if len(self._kept) == BUFFER:
+            self.add_up()
 
     def close(self) -> None:
         """End a bucket."""
-        by_agent = (self._agents, self._slots)
-        self.request_seconds[self._bucket] = self._seconds.reshape(by_agent).sum(axis=1)
-        self.tokens[self._bucket] = self._tokens.reshape(by_agent).sum(axis=1)
-        self._seconds[:] = 0.0
-        self._tokens[:] = 0.0
+        self.add_up()
         self._bucket += 1
-        self._flush()
 
-    def _flush(self) -> None:
+    def add_up(self) -> None:
+        """Add up the time steps that were noted: before what requests are like changes, at the latest."""
         if not self._kept:
             return
-        tpot, tokens, ttft, requests = (np.stack(column) for column in zip(*self._kept, strict=True))
+        # [step, row], [step, class, row]
+        p = Passed.stacked(self._kept)
         self._kept = []
-        self._tpot += _binned(tpot, tokens, self._offsets, len(self._tpot))
-        self._ttft += _binned(ttft, requests, self._offsets, len(self._ttft))
-        by_agent = (len(ttft), self._agents, self._slots)
-        self.requests += requests.reshape(by_agent).sum(axis=(0, 2))
-        self.ttft_sum += (ttft * requests).reshape(by_agent).sum(axis=(0, 2))
+        tokens = p.request_seconds / p.tpot
+        self.request_seconds[self._bucket] += self._by_agent(p.request_seconds)
+        self.tokens[self._bucket] += self._by_agent(tokens)
+        if not self._latencies:
+            return
+        ttft = self._fleet.ttft(p)
+        self._tpot += _binned(p.tpot, tokens, self._offsets, len(self._tpot))
+        self._ttft += _binned(ttft, p.admitted, self._offsets, len(self._ttft))
+        self.requests += self._by_agent(p.admitted)
+        self.ttft_sum += self._by_agent(ttft * p.admitted)
+
+    def _by_agent(self, values: Array) -> Array:
+        sums: Array = values.reshape(-1, self._agents, self._slots).sum(axis=(0, 2))
+        return sums
 
     def figures(self, agent: int, policy: SpecDecodePolicySpec) -> dict[str, Any]:
         """TPOT, TTFT and their likes of one agent; seconds."""
