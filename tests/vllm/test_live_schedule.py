@@ -1,18 +1,12 @@
-"""The plugin on a real vLLM server: schedules change under load, without a restart and without a failed request.
-
-Takes `SPECDECODE_VLLM`: a folder with `venv` (vLLM for this machine) and `models/tiny`.
-"""
+"""The plugin on a real vLLM server: schedules change under load, without a restart and without a failed request."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -23,11 +17,12 @@ import httpx
 import pytest
 
 from specdecode_vllm import FILE, INTERVAL, SIZE_LIMIT, TESTED
+from support.real_vllm import MODEL, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 PLUGIN = Path(__file__).parents[2] / "plugin"
-MODEL, POD, HOST, PORT = "tiny", "vllm-chat-1", "127.0.0.83", 8083
+POD, HOST = "vllm-chat-1", "127.0.0.83"
 K = 3
 STARTED = [[1, 16, K]]
 SPECULATION = {
@@ -95,7 +90,7 @@ class Page:
 class Server:
     def __init__(self, mount: Mount) -> None:
         self.mount = mount
-        self.http = httpx.AsyncClient(base_url=f"http://{HOST}:{PORT}", timeout=60)
+        self.http = httpx.AsyncClient(base_url=f"http://{HOST}:8083", timeout=60)
 
     async def page(self) -> Page:
         text = (await self.http.get("/metrics")).text
@@ -163,8 +158,6 @@ class Server:
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """A server with the plugin as a pod has it: two files on PYTHONPATH, and a mounted schedule."""
-    if not (where := os.environ.get("SPECDECODE_VLLM")):
-        pytest.skip("SPECDECODE_VLLM does not name a folder with venv and models/tiny")
     folder = tmp_path_factory.mktemp("live")
     info = folder / "package" / "specdecode_vllm.dist-info"
     info.mkdir(parents=True)
@@ -172,44 +165,9 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     shutil.copy(PLUGIN / "entry_points.txt", info)
     (folder / "mount").mkdir()
     mount = Mount(folder / "mount")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(info.parent),
-        FILE: str(mount.file),
-        INTERVAL: "0.02",
-        "POD_NAME": POD,
-        "OMP_NUM_THREADS": "1",
-        "NUMBA_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [f"{where}/venv/bin/vllm", "serve", f"{where}/models/tiny", "--served-model-name", MODEL]
-    command += ["--host", HOST, "--port", str(PORT), "--max-model-len", "1024", "--max-num-seqs", "16"]
-    command += ["--enforce-eager", "--kv-cache-memory-bytes", "64M"]
-    command += ["--speculative-config", json.dumps(SPECULATION)]
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
-    try:
-        for _ in range(360):
-            try:
-                if httpx.get(f"http://{HOST}:{PORT}/health").status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
-            assert server.poll() is None, log.read_text()[-4000:]
-            time.sleep(0.5)
+    environment = {"PYTHONPATH": str(info.parent), FILE: str(mount.file), INTERVAL: "0.02", "POD_NAME": POD}
+    with serving(HOST, folder, ["--speculative-config", json.dumps(SPECULATION)], environment):
         yield mount
-        assert server.poll() is None, log.read_text()[-4000:]
-    finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        finally:
-            if server.poll() is None:
-                os.killpg(server.pid, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,8 @@ from specdecode.vllm.unmanageable import Unmanageable
 from specdecode.vllm.version import Version
 
 HASH = "pod-template-hash"
+ASK = 3
+"""Times that a server is asked for its configuration at most."""
 
 
 class Gatherer:
@@ -33,6 +36,7 @@ class Gatherer:
         self._windows: dict[str, Window] = {}
         self._versions: dict[str, Version | None] = {}
         self._told: dict[str, Told | None] = {}
+        self._asked: dict[str, int] = {}
 
     async def observe(
         self, policy: Mapping[str, Any], spec: SpecDecodePolicySpec, status: SpecDecodePolicyStatus
@@ -146,9 +150,8 @@ class Gatherer:
         self._windows = {uid: w for uid, w in self._windows.items() if uid in known}
         self._versions = {uid: v for uid, v in self._versions.items() if uid in known}
         self._told = {uid: t for uid, t in self._told.items() if uid in known}
-        # Asked once: a server's configuration does not change.
-        new = [uid for uid, scrape in scrapes.items() if scrape.page is not None and uid not in self._told]
-        self._told |= zip(new, await asyncio.gather(*(self._scraper.told(servers[uid]) for uid in new)), strict=True)
+        self._asked = {uid: n for uid, n in self._asked.items() if uid in known}
+        await asyncio.gather(*(self._ask(uid, servers[uid]) for uid, s in scrapes.items() if s.page is not None))
         now = self._clock()
         for uid, scrape in scrapes.items():
             if scrape.page is not None:
@@ -157,6 +160,14 @@ class Gatherer:
                     window = Window(keep, limit)  # what it did by another schedule says nothing of this one
                 self._windows[uid] = window.add(scrape.page, now)
         return scrapes
+
+    async def _ask(self, uid: str, server: str) -> None:
+        """Asks a server for its configuration: once, for it does not change, and again where it was too slow. vLLM
+        lists the machine's packages with the first answer, which takes seconds."""
+        if uid not in self._told and self._asked.get(uid, 0) < ASK:
+            self._asked[uid] = self._asked.get(uid, 0) + 1
+            with suppress(TimeoutError):
+                self._told[uid] = await self._scraper.told(server)
 
     def _pod(
         self,

@@ -11,6 +11,7 @@ import pytest
 import specdecode_vllm as plugin
 from specdecode.api.v1alpha1 import Configuration, HistoryEntry, Outcome
 from specdecode.policy.clock import text_of
+from specdecode.policy.gates import strategy_forbids
 from specdecode.policy.live import NotLive, by_file, by_report, can_be_live, file_of, hindrance, is_about, live_schedule
 from specdecode.policy.observation import Observation
 from specdecode.vllm.live_schedule import ScheduleReport
@@ -89,6 +90,18 @@ def test_a_k_that_the_engine_was_not_started_with_takes_a_restart_where_there_ar
     assert not can(o, new)
     eager = replace(o, menu=replace(o.menu, server=replace(o.menu.server, enforce_eager=True)))
     assert can(eager, new)
+
+
+@pytest.mark.parametrize(("apply", "held_back"), [("Live", False), ("Roll", True)])
+def test_a_strategy_that_forbids_two_versions_does_not_hold_back_what_needs_no_restart(
+    apply: str, held_back: bool
+) -> None:
+    o = following(live_spec(batchSizeTuning={"apply": apply}))
+    assert o.workload is not None
+    spec = {**o.workload.deployment["spec"], "strategy": {"type": "Recreate"}}
+    o = replace(o, workload=replace(o.workload, deployment={**o.workload.deployment, "spec": spec}))
+    assert (strategy_forbids(o, better(o)) is not None) is held_back
+    assert strategy_forbids(o, better(o, restart=True)) is not None
 
 
 def test_another_profile_takes_a_restart() -> None:
