@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +18,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from specdecode_vllm import FILE, INTERVAL
 
 MODEL = "tiny"
 START = 240.0
@@ -38,6 +42,54 @@ class RealServer:
     url: str
     process: subprocess.Popen[bytes]
     log: Path
+
+
+class Mount:
+    """A mounted ConfigMap: the kubelet writes a new folder and turns a symlink to it (AtomicWriter)."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder, self._number = folder, itertools.count()
+        (folder / "schedule.json").symlink_to("..data/schedule.json")
+
+    @property
+    def file(self) -> Path:
+        """Where the server finds it."""
+        return self.folder / "schedule.json"
+
+    def put(self, text: bytes) -> None:
+        """Exchanges the file."""
+        data, new, old = self.folder / "..data", self.folder / "..data_tmp", self._at()
+        at = self.folder / f"..{next(self._number)}"
+        at.mkdir()
+        (at / "schedule.json").write_bytes(text)
+        new.symlink_to(at.name)
+        new.replace(data)
+        if old is not None:
+            shutil.rmtree(old)
+
+    def clear(self) -> None:
+        """Takes the file away."""
+        old = self._at()
+        if old is not None:
+            (self.folder / "..data").unlink()
+            shutil.rmtree(old)
+
+    def _at(self) -> Path | None:
+        data = self.folder / "..data"
+        return data.resolve() if data.exists() else None
+
+
+PLUGIN = Path(__file__).parents[2] / "plugin"
+
+
+def with_plugin(folder: Path, mount: Mount, pod: str) -> dict[str, str]:
+    """The environment of a server with the plugin as a pod has it: two files on PYTHONPATH, and a mounted schedule."""
+    info = folder / "package" / "specdecode_vllm.dist-info"
+    info.mkdir(parents=True)
+    shutil.copy(PLUGIN / "specdecode_vllm.py", info.parent)
+    shutil.copy(PLUGIN / "entry_points.txt", info)
+    return {"PYTHONPATH": str(info.parent), FILE: str(mount.file), INTERVAL: "0.02", "POD_NAME": pod}
 
 
 @contextmanager

@@ -6,22 +6,19 @@ import asyncio
 import itertools
 import json
 import re
-import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import pytest
 
-from specdecode_vllm import FILE, INTERVAL, SIZE_LIMIT, TESTED
-from support.real_vllm import MODEL, serving
+from specdecode_vllm import SIZE_LIMIT, TESTED
+from support.real_vllm import MODEL, Mount, serving, with_plugin
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
-PLUGIN = Path(__file__).parents[2] / "plugin"
 POD, HOST = "vllm-chat-1", "127.0.0.83"
 K = 3
 STARTED = [[1, 16, K]]
@@ -34,39 +31,6 @@ SPECULATION = {
 }
 ABOUT = {key: SPECULATION[key] for key in SPECULATION if not key.startswith("prompt_lookup")}
 PROMPT = "one two three four " * 4
-
-
-class Mount:
-    """A mounted ConfigMap: the kubelet writes a new folder and turns a symlink to it (AtomicWriter)."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._number = folder, itertools.count()
-        (folder / "schedule.json").symlink_to("..data/schedule.json")
-
-    @property
-    def file(self) -> Path:
-        return self.folder / "schedule.json"
-
-    def put(self, content: bytes | list[list[int]]) -> None:
-        text = content if isinstance(content, bytes) else _file(content)
-        data, new, old = self.folder / "..data", self.folder / "..data_tmp", self._at()
-        at = self.folder / f"..{next(self._number)}"
-        at.mkdir()
-        (at / "schedule.json").write_bytes(text)
-        new.symlink_to(at.name)
-        new.replace(data)
-        if old is not None:
-            shutil.rmtree(old)
-
-    def clear(self) -> None:
-        old = self._at()
-        if old is not None:
-            (self.folder / "..data").unlink()
-            shutil.rmtree(old)
-
-    def _at(self) -> Path | None:
-        data = self.folder / "..data"
-        return data.resolve() if data.exists() else None
 
 
 def _file(schedule: list[list[int]], **more: object) -> bytes:
@@ -157,15 +121,9 @@ class Server:
 
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    """A server with the plugin as a pod has it: two files on PYTHONPATH, and a mounted schedule."""
     folder = tmp_path_factory.mktemp("live")
-    info = folder / "package" / "specdecode_vllm.dist-info"
-    info.mkdir(parents=True)
-    shutil.copy(PLUGIN / "specdecode_vllm.py", info.parent)
-    shutil.copy(PLUGIN / "entry_points.txt", info)
-    (folder / "mount").mkdir()
     mount = Mount(folder / "mount")
-    environment = {"PYTHONPATH": str(info.parent), FILE: str(mount.file), INTERVAL: "0.02", "POD_NAME": POD}
+    environment = with_plugin(folder, mount, POD)
     with serving(HOST, folder, ["--speculative-config", json.dumps(SPECULATION)], environment):
         yield mount
 
@@ -190,10 +148,10 @@ async def test_a_change_shows_in_the_counters_without_a_restart(server: Server) 
     started = (await server.page()).started
     tokens, drafts = await server.drafted_for_one()
     assert tokens > 2 * drafts > 0
-    server.mount.put([[1, 16, 0]])
+    server.mount.put(_file([[1, 16, 0]]))
     await server.until("K = 0", schedule=[[1, 16, 0]], source="file")
     assert await server.drafted_for_one() == (0, 0)
-    server.mount.put([[1, 16, 1]])
+    server.mount.put(_file([[1, 16, 1]]))
     await server.until("K = 1", schedule=[[1, 16, 1]])
     tokens, drafts = await server.drafted_for_one()
     assert tokens == drafts > 0
@@ -205,7 +163,7 @@ async def test_a_change_shows_in_the_counters_without_a_restart(server: Server) 
 
 
 async def test_a_threshold_holds_by_batch_size(server: Server) -> None:
-    server.mount.put([[1, 1, K], [2, 16, 0]])
+    server.mount.put(_file([[1, 1, K], [2, 16, 0]]))
     await server.until("a threshold of 2", schedule=[[1, 1, K], [2, 16, 0]])
     alone, _ = await server.drafted_for_one()
     before = await server.page()
@@ -236,7 +194,7 @@ async def test_one_pod_gets_its_own(server: Server) -> None:
     ids=["empty", "truncated", "huge", "a list", "a short row", "text", "K too large", "a hole at 1"],
 )
 async def test_a_bad_file_changes_nothing_and_is_told(server: Server, content: bytes, problem: str) -> None:
-    server.mount.put([[1, 16, 1]])
+    server.mount.put(_file([[1, 16, 1]]))
     before = await server.until("a good file", schedule=[[1, 16, 1]])
     async with server.load(4):
         server.mount.put(content)
@@ -244,7 +202,7 @@ async def test_a_bad_file_changes_nothing_and_is_told(server: Server, content: b
     assert (page.schedule, page.changes, page.errors) == ([[1, 16, 1]], before.changes, before.errors + 1)
     tokens, drafts = await server.drafted_for_one()
     assert tokens == drafts > 0
-    server.mount.put([[1, 16, 2]])
+    server.mount.put(_file([[1, 16, 2]]))
     await server.until("a good file again", schedule=[[1, 16, 2]], problem="")
 
 
@@ -254,7 +212,7 @@ async def test_a_thousand_changes_under_load_fail_no_request(server: Server) -> 
     async with server.load(8) as took:
         for i in range(1000):
             schedule = next(schedules)
-            server.mount.put(schedule)
+            server.mount.put(_file(schedule))
             await server.until(f"change {i}", schedule=schedule)
     after = await server.page()
     assert after.changes - before.changes == 1000

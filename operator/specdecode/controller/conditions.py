@@ -137,7 +137,10 @@ def _live(o: Observation, trouble: str | None) -> tuple[ConditionType, bool | No
     if o.active is None or o.active.speculation is None or not any(p.answered for p in o.pods):
         return type_, None, "NothingToTune", ""
     found = hindrance(o)
-    return (type_, True, "PodsFollow", "") if found is None else (type_, False, found.reason.value, found.message)
+    if found is None:
+        return type_, True, "PodsFollow", ""
+    # To be started without a schedule is no fault: the first one has to come by a roll.
+    return type_, None if found.reason is NotLive.NO_SCHEDULE else False, found.reason.value, found.message
 
 
 def _mixed(o: Observation, before: SpecDecodePolicyStatus) -> tuple[ConditionType, bool | None, str, str]:

@@ -53,6 +53,8 @@ def test_live_tuning_says_why_it_is_a_roll() -> None:
     untested = replace(o, pods=(server("p0", o.menu, ScheduleReport("VersionNotTested")),))
     found = shown(untested, "LiveTuning")
     assert found is not None and found[:2] == ("False", "VersionNotTested")
+    found = shown(replace(o, pods=(server("p0", o.menu, ScheduleReport("NoSchedule")),)), "LiveTuning")
+    assert found is not None and found[:2] == ("Unknown", "NoSchedule"), "the first one comes by a roll"
     trouble = "ConfigMap vllm-schedule-chat: 403"
     assert shown(o, "LiveTuning", Troubles(schedule_file=trouble)) == ("False", "FileNotWritten", trouble)
 
