@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -214,3 +216,11 @@ def test_without_its_variable_the_plugin_does_nothing(monkeypatch: pytest.Monkey
     monkeypatch.delenv(FILE, raising=False)
     plugin.register()
     assert STATUS not in os.environ
+
+
+def test_the_entry_point_that_is_mounted_is_that_of_the_package() -> None:
+    folder = Path(__file__).parents[3] / "plugin"
+    mounted = configparser.ConfigParser()
+    mounted.read(folder / "entry_points.txt")
+    package = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["entry-points"]
+    assert {group: dict(mounted[group]) for group in mounted.sections()} == package
