@@ -19,6 +19,8 @@ from specdecode.policy.observation import Observation, Obstacle, Pod, Problem, W
 from specdecode.policy.options import Container, Menu, fingerprint, option_of, same, with_fields
 from specdecode.vllm.command import Server, find_container, read
 from specdecode.vllm.effective import Told
+from specdecode.vllm.live_schedule import Schedule
+from specdecode.vllm.metrics import Page
 from specdecode.vllm.unmanageable import Unmanageable
 from specdecode.vllm.version import Version
 
@@ -156,7 +158,7 @@ class Gatherer:
         for uid, scrape in scrapes.items():
             if scrape.page is not None:
                 window = self._windows.get(uid) or Window(keep, limit)
-                if window.readings and window.readings[-1].page.schedule != scrape.page.schedule:
+                if window.readings and _in_force(window.readings[-1].page) != _in_force(scrape.page):
                     window = Window(keep, limit)  # what it did by another schedule says nothing of this one
                 self._windows[uid] = window.add(scrape.page, now)
         return scrapes
@@ -200,6 +202,10 @@ class Gatherer:
             answered=scrape.page is not None,
             problem=scrape.problem,
         )
+
+
+def _in_force(page: Page) -> Schedule:
+    return page.schedule.schedule if page.schedule is not None else ()
 
 
 def _menu(

@@ -23,7 +23,7 @@ class Server:
     """One pod that was started with a schedule; `info` answers /server_info, `schedule` is in force."""
 
     def __init__(self, info: Any = None, schedule: Any = None) -> None:
-        self.info, self.schedule, self.asked, self.now = info, schedule, 0, NOW
+        self.info, self.schedule, self.problem, self.asked, self.now = info, schedule, "", 0, NOW
         container = menu(spec(), version="0.32.0").render(scheduled(menu(spec(), version="0.32.0"), STARTED))
         assert isinstance(container, dict)
         made = deployment(container, 1)
@@ -41,7 +41,7 @@ class Server:
             return httpx.Response(404 if self.info is None else 200, json=self.info)
         text = page(self.now - NOW + 100.0, acceptance=0.5)
         if self.schedule is not None:
-            labels = f'state="Live",schedule="{json.dumps(self.schedule)}",problem=""'
+            labels = f'state="Live",schedule="{json.dumps(self.schedule)}",problem="{self.problem}"'
             text = f"specdecode_schedule_info{{{labels}}} 1\n".encode() + text
         return httpx.Response(200, content=text)
 
@@ -80,6 +80,9 @@ async def test_a_pod_runs_the_schedule_that_it_tells_and_its_window_begins_anew_
     o = await server.look(3)
     assert o.active is not None and o.pods[0].option == o.active
     assert len(o.pods[0].window.readings) == 3
+    server.problem = "NotJson"
+    o = await server.look()
+    assert len(o.pods[0].window.readings) == 4, "a problem changes nothing that is in force"
     server.schedule = [[1, 256, 0]]
     o = await server.look()
     runs = o.pods[0].option
