@@ -8,8 +8,8 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from specdecode.lab import watchdog
 from specdecode_vllm import FILE, INTERVAL
 
 MODEL = "tiny"
@@ -103,27 +104,36 @@ def serving(
     command += ["--host", host, "--port", "8083", "--max-model-len", "1024", "--max-num-seqs", "16"]
     command += ["--enforce-eager", "--kv-cache-memory-bytes", "64M", *arguments]
     log, url = folder / "server.log", f"http://{host}:8083"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
+    assert not _healthy(url), f"another server has {url}"
+    # However the tests end, even by SIGKILL: the server goes with them.
+    guarding = [sys.executable, "-I", "-S", watchdog.__file__]
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(guarding, stdin=subprocess.PIPE, start_new_session=True, text=True) as guard,
+        subprocess.Popen(
             command,
             env={**os.environ, **_ENVIRONMENT, **(environment or {})},
+            stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
-        )
-    try:
-        until = time.monotonic() + START
-        while not _healthy(url):
-            assert process.poll() is None and time.monotonic() < until, log.read_text()[-4000:]
-            time.sleep(0.5)
-        yield RealServer(url, process, log)
-        assert process.poll() is None, log.read_text()[-4000:]
-    finally:
-        process.terminate()
+        ) as process,
+    ):
+        assert guard.stdin is not None
+        print(process.pid, file=guard.stdin, flush=True)
         try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            until = time.monotonic() + START
+            while not _healthy(url):
+                assert process.poll() is None and time.monotonic() < until, log.read_text()[-4000:]
+                time.sleep(0.5)
+            yield RealServer(url, process, log)
+            assert process.poll() is None, log.read_text()[-4000:]
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            finally:
+                guard.stdin.close()  # it kills what is left of the server
 
 
 def _healthy(url: str) -> bool:
