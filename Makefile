@@ -45,6 +45,7 @@ lint: setup ## Check style, types, layers and generated files
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy plugin/specdecode_vllm.py
 	$(BIN)/lint-imports
 	$(BIN)/specdecode crd --check
 

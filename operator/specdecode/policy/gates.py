@@ -27,6 +27,7 @@ from specdecode.policy.guards import (
     kv_squeezed,
     ttft_bound,
 )
+from specdecode.policy.live import can_be_live
 from specdecode.policy.observation import Estimates, Observation
 from specdecode.policy.options import configuration, describe
 from specdecode.policy.outlook import worth_of_trying
@@ -394,6 +395,8 @@ def strategy_forbids(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     """`Recreate` says that two versions must not run side by side."""
     workload = o.workload
     if workload is None or workload.strategy.get("type") != "Recreate" or o.policy.rollout.allow_unavailable:
+        return None
+    if d.target is not None and not d.restart and can_be_live(o, d.target):
         return None
     return (
         Reason.STRATEGY_FORBIDS,
