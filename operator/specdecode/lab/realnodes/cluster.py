@@ -17,10 +17,11 @@ from specdecode.lab.controlplane import ADMIN, ControlPlane, Site, User
 from specdecode.lab.eventually import eventually
 from specdecode.lab.lifeline import Lifeline
 from specdecode.lab.node import NODES
-from specdecode.lab.realnodes import cgroups, network
+from specdecode.lab.realnodes import cgroups, network, store
+from specdecode.lab.realnodes.containerd import pause_image
 from specdecode.lab.realnodes.guest import Guest
 from specdecode.lab.realnodes.needs import require
-from specdecode.lab.realnodes.worker import DOMAIN, Programs, Worker, write_pause_image
+from specdecode.lab.realnodes.worker import DOMAIN, Worker
 
 Json = dict[str, Any]
 
@@ -92,7 +93,10 @@ class RealLab:
         ours = cgroups.below(cgroups.own(Path("/proc/self/cgroup").read_text()), f"specdecode-lab-{os.getpid()}")
         remove = [group.path for group in ours]
         if self._given_folder is None:
-            self.folder = Path(tempfile.mkdtemp(prefix="specdecode-lab-"))
+            # On the file system of the images, which are then shared.
+            labs = paths.lab_folder("any").parent
+            labs.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(prefix="temporary-", dir=labs))
             remove.append(self.folder)
         else:
             self.folder = self._given_folder.resolve()
@@ -106,8 +110,7 @@ class RealLab:
         await network.make_hub(hub)
         names = [f"node-{index}" for index in range(1, self._count + 1)]
         await self._start_control_plane(stack, hub, lifeline, names)
-        self._pause = self.folder / "pause.tar"
-        write_pause_image(self._pause)
+        self._store = await store.prepared(hub, [pause_image(), *self._archives])
         guests = []
         for name in names:
             groups = cgroups.below(ours, name)
@@ -120,9 +123,7 @@ class RealLab:
         self, stack: AsyncExitStack, hub: Guest, lifeline: Lifeline, nodes: Sequence[str]
     ) -> None:
         into_hub = stack.enter_context(network.Sockets(hub))
-        outside = await network.forward(into_hub, str(network.HUB), _API_PORT)
-        stack.callback(outside.close)
-        port = outside.sockets[0].getsockname()[1]
+        port = await stack.enter_async_context(network.forward(into_hub, str(network.HUB), _API_PORT))
         site = Site(
             host=str(network.HUB),
             etcd_port=2379,
@@ -148,7 +149,7 @@ class RealLab:
     async def _start_dns(self, hub: Guest, lifeline: Lifeline) -> None:
         file = self.folder / "Corefile"
         file.write_text(
-            f".:53 {{\n  bind {network.HUB}\n  errors\n  kubernetes {DOMAIN} {{\n"
+            f".:53 {{\n  errors\n  kubernetes {DOMAIN} {{\n"
             f"    kubeconfig {self._control_plane.kubeconfig(_DNS)}\n    ttl 0\n  }}\n}}\n"
         )
         program = binaries.node_program("coredns")
@@ -158,13 +159,12 @@ class RealLab:
     async def _join(self, hub: Guest, guest: Guest, index: int) -> Worker:
         await guest.start()
         await network.attach(hub, guest, index, self._count)
-        programs = Programs(binaries.control_plane(), paths.node_binaries())
         kubeconfigs = (
             self._control_plane.kubeconfig(f"system:node:{guest.name}"),
             self._control_plane.kubeconfig("system:kube-proxy"),
         )
-        worker = Worker(guest, index, programs, *kubeconfigs)
-        await worker.start([self._pause, *self._archives])
+        worker = Worker(guest, index, *kubeconfigs)
+        await worker.start(self._store)
 
         async def ready() -> bool:
             nodes = [n for n in await self.kube.list(NODES) if n["metadata"]["name"] == guest.name]

@@ -72,7 +72,7 @@ def _place(path: Path) -> str:
 
 
 def _is_binary(path: Path) -> bool:
-    if path.is_symlink() or not (path.suffix in ("", ".so") or ".so." in path.name):
+    if path.is_symlink() or path.suffix in (".py", ".pyc", ".pyi"):  # most files: not worth a look
         return False
     with path.open("rb") as file:
         return file.read(4) == b"\x7fELF"

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from specdecode.lab import paths
 from specdecode.lab.errors import LabError
 from specdecode.lab.eventually import eventually
 from specdecode.lab.lifeline import Child, Lifeline
 from specdecode.lab.realnodes import first_process
 from specdecode.lab.realnodes.cgroups import Cgroup
+from specdecode.lab.realnodes.needs import SEARCHED
 
 T = TypeVar("T")
 
@@ -23,6 +25,8 @@ _ALL = ("mount", "net", "pid", "ipc", "uts", "cgroup")
 
 _JOIN = 'while [ "$1" != -- ]; do echo 0 > "$1/cgroup.procs" || exit; shift; done; shift; exec "$@"'
 """`0` is the process that writes. A cgroup namespace begins where its maker is, and `nsenter` moves nobody."""
+
+_ENVIRONMENT = {"PATH": f"{paths.node_binaries()}:{SEARCHED}", "HOME": "/root"}
 
 
 class Guest:
@@ -38,7 +42,7 @@ class Guest:
     async def start(self) -> None:
         """Raises `LabError` with the first process's last words if it ends."""
         self.folder.mkdir(parents=True)
-        unshare = ["unshare", *"-m -n -p -i -u -C -f --mount-proc --kill-child".split()]
+        unshare = ["unshare", *["-m", "-n", "-p", "-i", "-u", "-C", "-f", "--mount-proc", "--kill-child"]]
         program = [sys.executable, "-I", "-S", first_process.__file__, self.name, str(self.folder)]
         argv = [*self._join(), *unshare, *program, *(group.controllers for group in self._cgroups)]
         self._first = await self._spawn("first_process", argv)
@@ -57,21 +61,21 @@ class Guest:
         """The command that runs its arguments in some of the namespaces, e.g. `net`; in all without a name."""
         return ("nsenter", f"--target={self.pid}", *(f"--{n}" for n in namespaces or _ALL), "--")
 
-    async def spawn(self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> Child:
+    async def spawn(self, name: str, argv: Sequence[str]) -> Child:
         """Starts a program in the guest; its output goes to `NAME.log`."""
-        return await self._spawn(name, [*self._join(), *self.enter(), *argv], env)
+        return await self._spawn(name, [*self._join(), *self.enter(), *argv])
 
-    async def _spawn(self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> Child:
+    async def _spawn(self, name: str, argv: Sequence[str]) -> Child:
         with self.log(name).open("ab") as log:
-            return await self._lifeline.spawn(argv, output=log, env=env, cwd=self.folder)
+            return await self._lifeline.spawn(argv, output=log, env=_ENVIRONMENT, cwd=self.folder)
 
-    async def run(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+    async def run(self, argv: Sequence[str]) -> str:
         """Runs a program in the guest to its end; what it prints. Raises `LabError` with that if it fails."""
         process = await asyncio.create_subprocess_exec(
             *self._join(),
             *self.enter(),
             *argv,
-            env=env,
+            env=_ENVIRONMENT,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

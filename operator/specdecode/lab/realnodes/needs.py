@@ -10,15 +10,23 @@ from pathlib import Path
 from specdecode.lab.errors import LabError
 from specdecode.lab.realnodes import cgroups
 
-PROGRAMS = {"runc": "runc", "nft": "nftables", "ip": "iproute2", "nsenter": "util-linux", "unshare": "util-linux"}
+PROGRAMS = {
+    "runc": "runc",
+    "nft": "nftables",
+    "ip": "iproute2",
+    "nsenter": "util-linux",
+    "unshare": "util-linux",
+    "pkill": "procps",
+}
 """Program and the Debian package that has it."""
 
-_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""The PATH on a node: what is only on root's PATH is there, too."""
 
 
 def find(program: str) -> str | None:
-    """The path of a program of this machine, also of those that are only on root's PATH."""
-    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{_SBIN}")
+    """The path of a program of this machine."""
+    return shutil.which(program, path=SEARCHED)
 
 
 def lacking() -> list[str]:

@@ -9,9 +9,9 @@ import asyncio
 import ctypes
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv4Address, IPv4Network
 from typing import Self
 
@@ -110,26 +110,43 @@ def _enter_network(pid: int) -> None:
         os.close(namespace)
 
 
-async def forward(sockets: Sockets, host: str, port: int) -> asyncio.Server:
-    """A port of this machine's loopback network that leads to one in a guest's network."""
+@asynccontextmanager
+async def forward(sockets: Sockets, host: str, port: int) -> AsyncIterator[int]:
+    """Opens a port of this machine's loopback network that leads to one in a guest's network; its number."""
+    connections: set[asyncio.Task[None]] = set()
 
-    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far = sockets.open()
-        far.setblocking(False)
-        try:
-            await asyncio.get_running_loop().sock_connect(far, (host, port))
-        except OSError:
-            far.close()
-            writer.close()
-            return
-        far_reader, far_writer = await asyncio.open_connection(sock=far)
-        try:
-            await asyncio.gather(_copy(reader, far_writer), _copy(far_reader, writer))
-        finally:
-            writer.close()
-            far_writer.close()
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(_connect(sockets, (host, port), reader, writer))
+        connections.add(task)
+        task.add_done_callback(connections.discard)
 
-    return await asyncio.start_server(connect, "127.0.0.1", 0)
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in connections:
+            task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+
+
+async def _connect(
+    sockets: Sockets, far: tuple[str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    near = sockets.open()
+    near.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(near, far)
+    except OSError:
+        near.close()
+        writer.close()
+        return
+    far_reader, far_writer = await asyncio.open_connection(sock=near)
+    try:
+        await asyncio.gather(_copy(reader, far_writer), _copy(far_reader, writer))
+    finally:
+        writer.close()
+        far_writer.close()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import specdecode
@@ -36,7 +36,9 @@ def build() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     stage = folder / "stage"
     layers = [
-        _layer(folder, "dependencies", _stamp(paths.CHECKOUT / "requirements"), lambda path: _dependencies(stage, path)),
+        _layer(
+            folder, "dependencies", _stamp(paths.CHECKOUT / "requirements"), lambda path: _dependencies(stage, path)
+        ),
         _layer(folder, "wheel", _stamp(paths.CHECKOUT / "operator"), lambda path: _wheel(stage, path)),
     ]
     vllm = _layer(folder, "vllm", _stamp(), _vllm_programs)
@@ -52,8 +54,10 @@ def build() -> Path:
             Image(
                 name,
                 [*layers, vllm],
-                Config(images.simulator(f"{PREFIX}/bin/python").entrypoint,
-                       env={"PATH": path, **images.emulated_version(name)}),
+                Config(
+                    images.simulator(f"{PREFIX}/bin/python").entrypoint,
+                    env={"PATH": path, **images.emulated_version(name)},
+                ),
             )
             for name in VLLM
         ]
