@@ -6,13 +6,11 @@ Stories that leave the nodes alone play at the same time; what drains nodes come
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import pytest_asyncio
 
-from specdecode.cluster.kube import Resource
 from specdecode.lab.errors import LabError
 from specdecode.lab.realnodes import needs, products
 from specdecode.lab.realnodes.cluster import RealLab
@@ -21,7 +19,6 @@ from support.real_scene import RealScene, session_through
 from support.stories import Stage, namespace_of, play
 from support.view import View
 
-SERVICE_ACCOUNTS = Resource("v1", "serviceaccounts")
 AT_ONCE = 3
 
 
@@ -49,27 +46,41 @@ async def operator(real_lab: RealLab) -> InstalledOperator:
     return installed
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def scenes(real_lab: RealLab, operator: InstalledOperator) -> AsyncIterator[AsyncExitStack]:
-    """What scenes share: a view of the cluster, and clients that go through the Services."""
-    async with AsyncExitStack() as stack:
-        stack.view = await stack.enter_async_context(View.open(real_lab.kube))
-        stack.session = await stack.enter_async_context(session_through(real_lab.sockets))
-        yield stack
+Scenes = Callable[[pytest.Function], Awaitable[RealScene]]
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def stage(
-    real_lab: RealLab, operator: InstalledOperator, scenes: AsyncExitStack, request: pytest.FixtureRequest
-) -> AsyncIterator[Stage]:
+async def new_scene(real_lab: RealLab, operator: InstalledOperator) -> AsyncIterator[Scenes]:
+    """Makes a scene for a test. They share a view of the cluster, and the session of the clients."""
+    async with View.open(real_lab.kube) as view, session_through(real_lab.sockets) as session:
+
+        async def make(test: pytest.Function) -> RealScene:
+            scene = RealScene(real_lab, view, session, namespace_of(test), operator)
+            await scene.open()
+            return scene
+
+        yield make
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def scene(new_scene: Scenes, request: pytest.FixtureRequest) -> AsyncIterator[RealScene]:
+    """For a test that needs the nodes for itself."""
+    made = await new_scene(request.node)
+    try:
+        yield made
+        assert not made.operator.complaints(made.namespace)
+    finally:
+        await made.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def stage(new_scene: Scenes, request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
     """Starts all selected stories."""
     tests = [i for i in request.session.items if isinstance(i, pytest.Function) and hasattr(i.obj, "story")]
     stories: Stage = {}
     turn = asyncio.Semaphore(AT_ONCE)
     for test in tests:
-        scene = RealScene(real_lab, scenes.view, scenes.session, namespace_of(test), operator)
-        await scene.open()
-        stories[test.nodeid] = asyncio.create_task(play(test, scene, turn), name=test.nodeid)
+        stories[test.nodeid] = asyncio.create_task(play(test, await new_scene(test), turn), name=test.nodeid)
     try:
         yield stories
     finally:

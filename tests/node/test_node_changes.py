@@ -22,7 +22,7 @@ FULL = ("node-3",)
 async def test_ngram_is_promoted_and_switched_off_again_without_a_failed_request(scene: RealScene) -> None:
     traffic = await scene.serve(real_deployment(2, nodes=ROOMY))
     original = scene.container["args"]
-    await scene.govern()
+    await scene.govern(rollout__cooldown="5s")
     on = await scene.until_done()
     assert (on["target"]["profile"], on["outcome"], on["outcomeReason"]) == ("ngram", "Successful", "Promoted")
     assert scene.speculates
@@ -45,6 +45,20 @@ async def test_a_draft_that_crashes_is_rolled_back_without_a_failed_request(scen
     await scene.govern()
     entry = await scene.until_done()
     assert (entry["outcome"], entry["outcomeReason"]) == ("Failed", "CanaryCrashLooping")
+    assert scene.container == original
+    await scene.until("the pods of before, and no others", lambda: set(scene.ready) == before)
+    scene.assert_given_back()
+    await scene.assert_served()
+
+
+@story
+async def test_a_canary_that_is_slower_is_rolled_back_without_a_failed_request(scene: RealScene) -> None:
+    await scene.serve(real_deployment(2, nodes=ROOMY, env=fault("slow:8")))
+    before, original = set(scene.ready), scene.container
+    await scene.govern()
+    entry = await scene.until_done()
+    assert entry["outcome"] == "Failed"
+    assert entry["outcomeReason"] in {"Slower", "GainTooSmall"}
     assert scene.container == original
     await scene.until("the pods of before, and no others", lambda: set(scene.ready) == before)
     scene.assert_given_back()

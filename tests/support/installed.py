@@ -53,6 +53,14 @@ class ContainerLogs:
         return "\n".join(line.split(" ", 3)[-1] for line in lines)
 
 
+def helm() -> Path:
+    """`$HELM`, or the one that is built into `.cache/bin`."""
+    binary = Path(os.environ.get("HELM", REPOSITORY / ".cache/bin/helm"))
+    if not binary.is_file():
+        pytest.skip(f"no Helm at {binary}: build it with `make controlplane`, or set HELM")
+    return binary
+
+
 class InstalledOperator:
     """The release of the chart. Its log is that of all pods that it has had."""
 
@@ -62,10 +70,7 @@ class InstalledOperator:
 
     async def helm(self, *arguments: str) -> str:
         """Helm in the operator's namespace."""
-        binary = Path(os.environ.get("HELM", REPOSITORY / ".cache/bin/helm"))
-        if not binary.is_file():
-            pytest.skip(f"no Helm at {binary}: build it with `make controlplane`, or set HELM")
-        return await command(binary, "--kubeconfig", self._lab.kubeconfig, "--namespace", NAMESPACE, *arguments)
+        return await command(helm(), "--kubeconfig", self._lab.kubeconfig, "--namespace", NAMESPACE, *arguments)
 
     async def install(self) -> None:
         """`helm install`, which returns once the operator is ready."""

@@ -28,11 +28,17 @@ def session_through(sockets: Sockets) -> aiohttp.ClientSession:
     )
 
 
-def real_deployment(replicas: int = 2, *, nodes: Sequence[str], env: dict[str, str] | None = None, **fields: Any) -> Json:
+def real_deployment(
+    replicas: int = 2, *, nodes: Sequence[str], env: dict[str, str] | None = None, **fields: Any
+) -> Json:
     """A vLLM Deployment as it would be in production: a GPU for each pod, some nodes, a preStop hook that outlasts the
     Service's memory, all probes."""
-    made = deployment(replicas, resources=fields.pop("resources", {GPU: "1"}),
-                      env={"SPECDECODE_SIM_LINGER_SECONDS": "0", **(env or {})}, **fields)
+    made = deployment(
+        replicas,
+        resources=fields.pop("resources", {GPU: "1"}),
+        env={"SPECDECODE_SIM_LINGER_SECONDS": "0", **(env or {})},
+        **fields,
+    )
     pod = made["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     health = {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 5}
@@ -70,15 +76,21 @@ class RealScene(Scene):
         await self.lab.wait("the default service account, which every pod needs", account)
 
     async def serve(self, manifest: Json | None = None, kind: Phase = SUMMARIES) -> Traffic:
-        """Starts a Deployment and its Service and, once it is up, its clients."""
-        await self.lab.apply([SERVICE], self.namespace)
+        """Starts a Deployment and its Service and, once kube-proxy knows them, its clients."""
+        await self.lab.apply([SERVICE, manifest or deployment()], self.namespace)
         service = await self.kube.get(SERVICES, NAME, self.namespace)
         self._service = f"http://{service['spec']['clusterIP']}:8000"
-        return await super().serve(manifest, kind)
+        await self.until("the Deployment to be up", lambda: self.settled, within=120)
+        await self.lab.wait("the Service to answer", self._answers)
+        return self.load(kind)
+
+    async def _answers(self) -> bool:
+        try:
+            async with self._session.get(f"{self._service}/health") as response:
+                return response.status == 200
+        except aiohttp.ClientError:
+            return False
 
     def endpoints(self) -> list[str]:
         """The Service's own address."""
         return [self._service]
-
-    def node_of(self, pod: Json) -> str:
-        return str(pod["spec"]["nodeName"])

@@ -1,1 +1,1 @@
-"""Real nodes for the lab: kubelet, containerd, runc and kube-proxy, each node in namespaces of its own. Linux and root."""
+"""Real nodes for the lab, each in namespaces of its own: kubelet, containerd, runc, kube-proxy. Linux and root."""

@@ -26,7 +26,12 @@ class Cgroup:
         return self.controllers.removeprefix("name=")
 
 
-def own(table: str) -> list[Cgroup]:
+def own() -> list[Cgroup]:
+    """Ours, as far as a node needs them."""
+    return read(Path("/proc/self/cgroup").read_text())
+
+
+def read(table: str) -> list[Cgroup]:
     """The cgroups of a process that a node needs, from its /proc/PID/cgroup."""
     found = []
     for line in table.splitlines():
@@ -36,9 +41,9 @@ def own(table: str) -> list[Cgroup]:
     return found
 
 
-def missing(table: str) -> set[str]:
-    """The controllers that the machine does not offer as cgroup v1."""
-    return set(NEEDED) - {name for group in own(table) for name in group.controllers.split(",")}
+def missing(groups: list[Cgroup]) -> set[str]:
+    """The controllers that the machine does not offer as cgroup v1, by what we are in."""
+    return set(NEEDED) - {name for group in groups for name in group.controllers.split(",")}
 
 
 def below(parents: list[Cgroup], name: str) -> list[Cgroup]:

@@ -73,7 +73,6 @@ class RealLab:
         self._control_plane: ControlPlane
         self.folder: Path
         self.kube: Kube
-        self.workers: list[Worker] = []
         self.sockets: network.Sockets
         """This process's, in the first node's network: they reach pods, and Services through kube-proxy."""
 
@@ -90,7 +89,7 @@ class RealLab:
         await self._stack.aclose()
 
     async def _start(self, stack: AsyncExitStack) -> None:
-        ours = cgroups.below(cgroups.own(Path("/proc/self/cgroup").read_text()), f"specdecode-lab-{os.getpid()}")
+        ours = cgroups.below(cgroups.own(), f"specdecode-lab-{os.getpid()}")
         remove = [group.path for group in ours]
         if self._given_folder is None:
             # On the file system of the images, which are then shared.
@@ -116,7 +115,7 @@ class RealLab:
             groups = cgroups.below(ours, name)
             cgroups.create(groups)
             guests.append(Guest(name, self.folder / name, groups, lifeline))
-        self.workers = await asyncio.gather(*(self._join(hub, g, i) for i, g in enumerate(guests, 1)))
+        await asyncio.gather(*(self._join(hub, guest, index) for index, guest in enumerate(guests, 1)))
         self.sockets = stack.enter_context(network.Sockets(guests[0]))
 
     async def _start_control_plane(
@@ -144,27 +143,32 @@ class RealLab:
         await plane.start([*users, User("system:kube-proxy"), User(_DNS)])
         self.kube = await stack.enter_async_context(await Kube.connect(str(self.kubeconfig)))
         await self.apply(_RIGHTS)
-        await self._start_dns(hub, lifeline)
+        await self._start_dns(hub, lifeline, into_hub)
 
-    async def _start_dns(self, hub: Guest, lifeline: Lifeline) -> None:
+    async def _start_dns(self, hub: Guest, lifeline: Lifeline, into_hub: network.Sockets) -> None:
         file = self.folder / "Corefile"
         file.write_text(
             f".:53 {{\n  errors\n  kubernetes {DOMAIN} {{\n"
             f"    kubeconfig {self._control_plane.kubeconfig(_DNS)}\n    ttl 0\n  }}\n}}\n"
         )
-        program = binaries.node_program("coredns")
-        with (self.folder / "coredns.log").open("wb") as log:
+        program, said = binaries.node_program("coredns"), self.folder / "coredns.log"
+        with said.open("wb") as log:
             await lifeline.spawn([*hub.enter("net"), str(program), "-conf", str(file)], output=log)
 
-    async def _join(self, hub: Guest, guest: Guest, index: int) -> Worker:
+        async def listens() -> bool:
+            with into_hub.open() as probe:
+                return probe.connect_ex((str(network.HUB), 53)) == 0
+
+        await eventually(f"the name server: see {said}", listens)
+
+    async def _join(self, hub: Guest, guest: Guest, index: int) -> None:
         await guest.start()
         await network.attach(hub, guest, index, self._count)
         kubeconfigs = (
             self._control_plane.kubeconfig(f"system:node:{guest.name}"),
             self._control_plane.kubeconfig("system:kube-proxy"),
         )
-        worker = Worker(guest, index, *kubeconfigs)
-        await worker.start(self._store)
+        await Worker(guest, index, *kubeconfigs).start(self._store)
 
         async def ready() -> bool:
             nodes = [n for n in await self.kube.list(NODES) if n["metadata"]["name"] == guest.name]
@@ -174,7 +178,6 @@ class RealLab:
         gpus = {_GPU: str(self._gpus)}
         status = {"status": {"capacity": gpus, "allocatable": gpus}}
         await self.kube.patch(NODES, guest.name, None, status, subresource="status")
-        return worker
 
     @property
     def kubeconfig(self) -> Path:

@@ -35,8 +35,8 @@ def interpreter() -> dict[str, Path]:
     """The interpreter, its standard library and the tools, by their path in the image."""
     python = base_python()
     library = Path(sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix}))
-    programs = [python, *(tool for name in TOOLS if (tool := shutil.which(name)))]
-    return {_place(Path(program)): Path(program).resolve() for program in programs} | tree(library, _LEFT_OUT)
+    programs = [python, *(Path(tool) for name in TOOLS if (tool := shutil.which(name)))]
+    return {_place(program): program.resolve() for program in programs} | tree(library, _LEFT_OUT)
 
 
 def tree(folder: Path, without: Iterable[str] = ()) -> dict[str, Path]:

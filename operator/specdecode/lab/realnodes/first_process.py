@@ -44,7 +44,7 @@ def prepare(name: str, folder: Path, hierarchies: list[str]) -> None:
     for own in ("lib", "log"):
         (folder / own).mkdir()
         mount("--bind", str(folder / own), f"/var/{own}")
-    # The kubelet sets these if they differ. They belong to the whole machine, so it is shown files in which they do not.
+    # The kubelet sets these where they differ. They belong to the whole machine: it is shown files that do not differ.
     for number, (sysctl, value) in enumerate(SYSCTLS.items()):
         shown = Path(f"/run/sysctl-{number}")
         shown.write_text(value + "\n")

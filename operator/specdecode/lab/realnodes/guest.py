@@ -42,14 +42,13 @@ class Guest:
     async def start(self) -> None:
         """Raises `LabError` with the first process's last words if it ends."""
         self.folder.mkdir(parents=True)
-        unshare = ["unshare", *["-m", "-n", "-p", "-i", "-u", "-C", "-f", "--mount-proc", "--kill-child"]]
+        unshare = ["unshare", *(f"--{n}" for n in _ALL), "--fork", "--mount-proc", "--kill-child"]
         program = [sys.executable, "-I", "-S", first_process.__file__, self.name, str(self.folder)]
         argv = [*self._join(), *unshare, *program, *(group.controllers for group in self._cgroups)]
         self._first = await self._spawn("first_process", argv)
         ready = eventually(f"the namespaces of {self.name}", self._is_ready)
         await self.while_alive(self._first, "first_process", ready)
-        children = Path(f"/proc/{self._first.pid}/task/{self._first.pid}/children").read_text().split()
-        self.pid = int(children[0])
+        self.pid = _child_of(self._first.pid)
 
     async def _is_ready(self) -> bool:
         return (self.folder / "ready").exists()
@@ -102,7 +101,6 @@ class Guest:
             wait.cancel()
             end.cancel()
 
-    async def kill(self) -> None:
-        """Ends all that runs in the guest, as a machine that loses power."""
-        self._first.kill()
-        await self._first.wait()
+
+def _child_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])

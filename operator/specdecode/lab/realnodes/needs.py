@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from pathlib import Path
 
 from specdecode.lab.errors import LabError
 from specdecode.lab.realnodes import cgroups
@@ -38,7 +37,7 @@ def lacking() -> list[str]:
         reasons.append("this is not root")
     if absent := {package for program, package in PROGRAMS.items() if find(program) is None}:
         reasons.append(f"programs are missing: apt-get install {' '.join(sorted(absent))}")
-    if absent := cgroups.missing(Path("/proc/self/cgroup").read_text()):
+    if absent := cgroups.missing(cgroups.own()):
         reasons.append(f"cgroup v1 hierarchies are missing: {', '.join(sorted(absent))}")
     return reasons
 

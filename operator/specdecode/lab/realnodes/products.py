@@ -27,7 +27,7 @@ OPERATOR = f"docker.io/library/specdecode-operator:{specdecode.__version__}"
 VLLM = ("docker.io/vllm/vllm-openai:v0.24.0",)
 """The names under which the simulator is there; it emulates the version in the tag."""
 
-_FOUND_OUT = ("contents.py", "products.py", "archive.py", "dockerfile.py")
+_MAKERS = ("contents.py", "products.py", "archive.py", "dockerfile.py")
 
 
 def build() -> Path:
@@ -37,9 +37,9 @@ def build() -> Path:
     stage = folder / "stage"
     layers = [
         _layer(
-            folder, "dependencies", _stamp(paths.CHECKOUT / "requirements"), lambda path: _dependencies(stage, path)
+            folder, "dependencies", _stamp("requirements"), lambda path: _dependencies(stage, path)
         ),
-        _layer(folder, "wheel", _stamp(paths.CHECKOUT / "operator"), lambda path: _wheel(stage, path)),
+        _layer(folder, "wheel", _stamp("operator"), lambda path: _wheel(stage, path)),
     ]
     vllm = _layer(folder, "vllm", _stamp(), _vllm_programs)
     made = folder / "images.tar"
@@ -77,10 +77,13 @@ def _layer(folder: Path, name: str, stamp: str, write: Callable[[Path], Layer]) 
     return layer
 
 
-def _stamp(source: Path | None = None) -> str:
-    files = [Path(__file__).with_name(name) for name in _FOUND_OUT]
+def _stamp(source: str | None = None) -> str:
+    files = [Path(__file__).with_name(name) for name in _MAKERS]
     if source is not None:
-        files += sorted(path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        found = (path for path in (paths.CHECKOUT / source).rglob("*") if path.is_file())
+        files += sorted(path for path in found if "__pycache__" not in path.parts)
+            path for path in (paths.CHECKOUT / source).rglob("*") if path.is_file() and "__pycache__" not in path.parts
+        )
     digest = hashlib.sha256(f"{sys.version} {contents.base_python()}".encode())
     for file in files:
         digest.update(str(file).encode() + b"\0" + file.read_bytes())

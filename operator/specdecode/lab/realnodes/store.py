@@ -1,7 +1,7 @@
 """What containerd keeps of the images, unpacked once and then shared by all nodes of all labs.
 
-A node's containerd never changes a file of an image that it has unpacked: a container writes into a layer of its own. So
-nodes get hard links to one store, and copies of its small databases alone.
+A node's containerd never changes a file of an image that it has unpacked: a container writes into a layer of its own.
+So nodes get hard links to one store, and copies of its small databases alone.
 """
 
 from __future__ import annotations
