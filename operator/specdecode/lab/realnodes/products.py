@@ -36,9 +36,7 @@ def build() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     stage = folder / "stage"
     layers = [
-        _layer(
-            folder, "dependencies", _stamp("requirements"), lambda path: _dependencies(stage, path)
-        ),
+        _layer(folder, "dependencies", _stamp("requirements"), lambda path: _dependencies(stage, path)),
         _layer(folder, "wheel", _stamp("operator"), lambda path: _wheel(stage, path)),
     ]
     vllm = _layer(folder, "vllm", _stamp(), _vllm_programs)
@@ -82,8 +80,6 @@ def _stamp(source: str | None = None) -> str:
     if source is not None:
         found = (path for path in (paths.CHECKOUT / source).rglob("*") if path.is_file())
         files += sorted(path for path in found if "__pycache__" not in path.parts)
-            path for path in (paths.CHECKOUT / source).rglob("*") if path.is_file() and "__pycache__" not in path.parts
-        )
     digest = hashlib.sha256(f"{sys.version} {contents.base_python()}".encode())
     for file in files:
         digest.update(str(file).encode() + b"\0" + file.read_bytes())
