@@ -9,6 +9,7 @@ CONTROLLERS: the cgroup v1 hierarchies of the node.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ def mount(*arguments: str) -> None:
 
 def prepare(name: str, folder: Path, hierarchies: list[str]) -> None:
     """The mounts of a node: its own /sys, /run, /var/lib and /var/log, and only its part of the cgroups."""
-    subprocess.run(["hostname", name], check=True)
+    socket.sethostname(name)
     mount("--make-rshared", "/")
     mount("-t", "sysfs", "sysfs", "/sys")
     mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", "/sys/fs/cgroup")
@@ -46,6 +47,8 @@ def prepare(name: str, folder: Path, hierarchies: list[str]) -> None:
         mount("--bind", str(folder / own), f"/var/{own}")
     # The kubelet sets these where they differ. They belong to the whole machine: it is shown files that do not differ.
     for number, (sysctl, value) in enumerate(SYSCTLS.items()):
+        if not Path(f"/proc/sys/{sysctl}").exists():
+            continue
         shown = Path(f"/run/sysctl-{number}")
         shown.write_text(value + "\n")
         mount("--bind", str(shown), f"/proc/sys/{sysctl}")

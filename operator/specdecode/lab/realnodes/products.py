@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import specdecode
@@ -23,6 +24,8 @@ from specdecode.lab.realnodes import contents, dockerfile
 from specdecode.lab.realnodes.archive import Config, Image, Layer, write_archive, write_layer
 
 PREFIX = "/opt/specdecode"
+_PYTHON = f"{PREFIX}/bin/python"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OPERATOR = f"docker.io/library/specdecode-operator:{specdecode.__version__}"
 VLLM = ("docker.io/vllm/vllm-openai:v0.24.0",)
 """The names under which the simulator is there; it emulates the version in the tag."""
@@ -40,28 +43,26 @@ def build() -> Path:
         _layer(folder, "wheel", _stamp("operator"), lambda path: _wheel(stage, path)),
     ]
     vllm = _layer(folder, "vllm", _stamp(), _vllm_programs)
-    made = folder / "images.tar"
-    stamp = " ".join(layer.digest for layer in (*layers, vllm))
-    stamp_file = made.with_suffix(".stamp")
+    simulated = [Image(name, [*layers, vllm], _simulator_config(name)) for name in VLLM]
+    wanted = [Image(OPERATOR, layers, _operator_config()), *simulated]
+    made, stamp_file = folder / "images.tar", folder / "images.stamp"
+    stamp = repr([(image.name, image.config, [layer.digest for layer in image.layers]) for image in wanted])
     if not (made.is_file() and stamp_file.is_file() and stamp_file.read_text() == stamp):
-        operator = dockerfile.config_of((paths.CHECKOUT / "Dockerfile").read_text())
-        path = f"/usr/local/bin:{PREFIX}/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
-        env = {**operator.env, "PATH": operator.env["PATH"].replace("$PATH", path)}
-        operator = Config(operator.entrypoint, operator.command, env, operator.user, operator.working_dir)
-        simulated = [
-            Image(
-                name,
-                [*layers, vllm],
-                Config(
-                    images.simulator(f"{PREFIX}/bin/python").entrypoint,
-                    env={"PATH": path, **images.emulated_version(name)},
-                ),
-            )
-            for name in VLLM
-        ]
-        write_archive(made, [Image(OPERATOR, layers, operator), *simulated])
+        new = folder / "images.new"
+        write_archive(new, wanted)
+        new.replace(made)
         stamp_file.write_text(stamp)
     return made
+
+
+def _operator_config() -> Config:
+    said = dockerfile.config_of((paths.CHECKOUT / "Dockerfile").read_text())
+    return replace(said, env={**said.env, "PATH": said.env["PATH"].replace("$PATH", _PATH)})
+
+
+def _simulator_config(name: str) -> Config:
+    env = {"PATH": f"/usr/local/bin:{PREFIX}/bin:{_PATH}", **images.emulated_version(name)}
+    return Config(images.simulator(_PYTHON).entrypoint, env=env)
 
 
 def _layer(folder: Path, name: str, stamp: str, write: Callable[[Path], Layer]) -> Layer:
@@ -70,9 +71,10 @@ def _layer(folder: Path, name: str, stamp: str, write: Callable[[Path], Layer]) 
         known = json.loads(record.read_text())
         if known["stamp"] == stamp:
             return Layer(path, known["digest"])
-    layer = write(path)
+    layer = write(path.with_suffix(".new"))
+    layer.path.replace(path)
     record.write_text(json.dumps({"stamp": stamp, "digest": layer.digest}))
-    return layer
+    return Layer(path, layer.digest)
 
 
 def _stamp(source: str | None = None) -> str:
@@ -119,7 +121,7 @@ def _in_place(files: dict[str, Path], stage: Path) -> dict[str, Path]:
 
 def _vllm_programs(path: Path) -> Layer:
     with tempfile.TemporaryDirectory() as folder:
-        programs = images.simulator(f"{PREFIX}/bin/python").install(Path(folder))
+        programs = images.simulator(_PYTHON).install(Path(folder))
         return write_layer(path, {f"/usr/local/bin/{file.name}": file for file in sorted(programs.iterdir())})
 
 
