@@ -14,6 +14,12 @@ from support.traffic import HOT_CHAT
 pytestmark = [pytest.mark.node, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
 PROMOTION = ["Starting", "Analysing", "Promoting", "Verifying", "Finishing"]
+DRAFT = {
+    "name": "draft",
+    "method": "DraftModel",
+    "numSpeculativeTokens": 3,
+    "draftModel": {"model": "meta-llama/Llama-1B"},
+}
 ROOMY = ("node-1", "node-2")
 FULL = ("node-3",)
 
@@ -40,11 +46,12 @@ async def test_ngram_is_promoted_and_switched_off_again_without_a_failed_request
 
 @story
 async def test_a_draft_that_crashes_is_rolled_back_without_a_failed_request(scene: RealScene) -> None:
-    await scene.serve(real_deployment(2, nodes=ROOMY, env=fault("crash-at-start")))
+    await scene.serve(real_deployment(2, nodes=ROOMY, env=fault("crash-at-start", "DraftModel")))
     before, original = set(scene.ready), scene.container
-    await scene.govern()
+    await scene.govern(profiles=[DRAFT])
     entry = await scene.until_done()
-    assert (entry["outcome"], entry["outcomeReason"]) == ("Failed", "CanaryCrashLooping")
+    assert (entry["target"]["profile"], entry["outcome"]) == ("draft", "Failed")
+    assert entry["outcomeReason"] == "CanaryCrashLooping"
     assert scene.container == original
     await scene.until("the pods of before, and no others", lambda: set(scene.ready) == before)
     scene.assert_given_back()
