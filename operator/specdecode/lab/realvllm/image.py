@@ -19,6 +19,8 @@ NAME = f"vllm/vllm-openai-cpu:v{VERSION}"
 """How a manifest asks for it."""
 PATTERN = "vllm/vllm-openai-cpu:*"
 
+READY = "ready"
+"""What the fork server prints once it takes clients."""
 _READY_WITHIN = 180.0
 _ENVIRONMENT: Mapping[str, str] = {
     # One thread a pod: pods share few cores, and threads that wait for each other would measure the scheduler.
@@ -50,7 +52,8 @@ async def fork_server(installation: Installation) -> AsyncIterator[Mapping[str, 
             child = await lifeline.spawn(
                 [str(installation.python), str(FORK_SERVER), "serve", str(address)],
                 output=output,
-                env=inherited | _ENVIRONMENT,
+                # What it finds out about a model's class takes a process that imports all of vLLM: kept for later pods.
+                env={**inherited, **_ENVIRONMENT, "VLLM_CACHE_ROOT": str(installation.folder / "cache")},
                 cwd=installation.models,
             )
         await _until_ready(child, log)
@@ -65,9 +68,9 @@ async def _until_ready(child: Child, log: Path) -> None:
     ended = asyncio.create_task(child.wait())
     try:
         async with asyncio.timeout(_READY_WITHIN):
-            while "ready" not in log.read_text(errors="replace").splitlines():
+            while READY not in (written := await asyncio.to_thread(log.read_text, errors="replace")).splitlines():
                 if ended.done():
-                    raise LabError(f"vLLM could not be imported:\n{log.read_text(errors='replace')[-4000:]}")
+                    raise LabError(f"vLLM could not be imported:\n{written[-4000:]}")
                 await asyncio.sleep(0.1)
     except TimeoutError:
         raise LabError(f"vLLM was not imported within {_READY_WITHIN:.0f} s") from None

