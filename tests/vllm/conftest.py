@@ -16,8 +16,8 @@ from specdecode.lab.realvllm import installation
 from specdecode.lab.realvllm.image import fork_server
 from specdecode.sim.load import new_session
 from support.operators import Operator, account
-from support.real_scene import RealScene
 from support.view import View
+from support.vllm_scene import VllmScene
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -38,7 +38,7 @@ async def lab() -> AsyncIterator[Lab]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def scene(lab: Lab, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[RealScene]:
+async def scene(lab: Lab, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[VllmScene]:
     """A namespace with an operator of its own; what there was to see is told where the test fails."""
     namespace = f"real-{uuid4().hex[:6]}"
     await lab.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}])
@@ -48,7 +48,7 @@ async def scene(lab: Lab, request: pytest.FixtureRequest, tmp_path: Path) -> Asy
         operator = Operator(await account(lab), [namespace], tmp_path / "operator.log")
         stack.push_async_callback(operator.stop)
         await operator.start()
-        made = RealScene(lab, view, session, namespace, operator)
+        made = VllmScene(lab, view, session, namespace, operator)
         stack.push_async_callback(made.close)
         yield made
         print(made.describe())  # pytest shows it where the test failed

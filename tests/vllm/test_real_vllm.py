@@ -7,8 +7,8 @@ import pytest
 
 from specdecode.lab.realvllm.clients import hot_chat, summaries
 from specdecode.lab.realvllm.installation import CUT, DEEP, TARGET
-from support.real_scene import ALONE, NGRAM, RealScene, real_policy
 from support.scene import NAME, Json
+from support.vllm_scene import ALONE, NGRAM, VllmScene, vllm_policy
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
 
@@ -22,11 +22,11 @@ def draft(model: str) -> Json:
     return {"name": "draft", "method": "DraftModel", "numSpeculativeTokens": 3, "draftModel": {"model": model}}
 
 
-async def test_ngram_comes_with_traffic_that_suits_it_and_goes_and_comes_back(scene: RealScene) -> None:
+async def test_ngram_comes_with_traffic_that_suits_it_and_goes_and_comes_back(scene: VllmScene) -> None:
     await scene.start(1, alone=1)
     for name in (NAME, ALONE):
         scene.ask(summaries(2), of=name)
-    await scene.lab.apply([real_policy([NGRAM])], scene.namespace)
+    await scene.lab.apply([vllm_policy([NGRAM])], scene.namespace)
     on = await scene.until_changed(1)
     assert (on["target"]["profile"], on["outcome"]) == ("ngram", "Successful")
     favourable = await scene.measured(40)
@@ -46,15 +46,15 @@ async def test_ngram_comes_with_traffic_that_suits_it_and_goes_and_comes_back(sc
     await scene.assert_all_served()
 
 
-async def test_a_draft_that_is_no_good_is_taken_back_and_a_good_one_is_kept(scene: RealScene) -> None:
+async def test_a_draft_that_is_no_good_is_taken_back_and_a_good_one_is_kept(scene: VllmScene) -> None:
     await scene.start(1, model=DEEP)
     scene.ask(summaries(2))
-    await scene.lab.apply([real_policy([draft(CUT)])], scene.namespace)
+    await scene.lab.apply([vllm_policy([draft(CUT)])], scene.namespace)
     bad = await scene.until_changed(1)
     assert (bad["target"]["profile"], bad["outcome"]) == ("draft", "Failed")
     assert scene.status["activeProfile"] == "disabled"
 
-    await scene.lab.apply([real_policy([draft(TARGET)])], scene.namespace)
+    await scene.lab.apply([vllm_policy([draft(TARGET)])], scene.namespace)
     good = await scene.until_changed(2)
     assert (good["target"]["profile"], good["outcome"]) == ("draft", "Successful")
     assert good["gain"]["low"] > 0

@@ -12,6 +12,8 @@ from openai import AsyncOpenAI, OpenAIError
 
 from specdecode.sim.load import Endpoints, Record
 
+MOST = 16
+"""Clients of one workload."""
 ANSWERED_WITHIN = 180.0
 """Seconds that a client waits for a whole answer."""
 
@@ -29,7 +31,7 @@ class Traffic:
 
 
 class Clients:
-    """The clients of one workload. What they ask for (`traffic`) can be changed at any time; `records` has the answers.
+    """The clients of one workload, who begin at once. `records` gets the answers.
 
     Every request is sent once: a failed one stays visible. It goes to the ready pod with the fewest outstanding ones.
     """
@@ -41,23 +43,26 @@ class Clients:
         *,
         model: str,
         seed: int,
-        most: int = 16,
-        began: float | None = None,
+        records: list[Record] | None = None,
     ) -> None:
-        self.traffic = traffic
-        self.records: list[Record] = []
+        self.records: list[Record] = [] if records is None else records
+        self._traffic, self._phase = traffic, traffic.name
         self._endpoints, self._model, self._rng = endpoints, model, random.Random(seed)
-        self._began = time.monotonic() if began is None else began
+        self._began = time.monotonic()
         self._pods: dict[str, AsyncOpenAI] = {}
         self._outstanding: dict[str, int] = {}
         self._turn = 0
         self._over = False
-        self._task = asyncio.gather(*(self._client(i) for i in range(most)))
+        self._task = asyncio.gather(*(self._client(i) for i in range(MOST)))
 
     @property
     def failures(self) -> list[str]:
         """Requests that were not answered as they should be."""
         return [f"{r.start:.1f} s: {r.error} from {r.pod}" for r in self.records if r.error]
+
+    def ask(self, traffic: Traffic, phase: str | None = None) -> None:
+        """Asks for this from now on. `phase`: its name in the records, where it is not the traffic's own."""
+        self._traffic, self._phase = traffic, phase or traffic.name
 
     def now(self) -> float:
         """Seconds since the start, as in the records."""
@@ -76,10 +81,10 @@ class Clients:
 
     async def _client(self, number: int) -> None:
         while not self._over:
-            if number >= self.traffic.clients or not (pods := self._endpoints()):
+            if number >= self._traffic.clients or not (pods := self._endpoints()):
                 await asyncio.sleep(0.1)
                 continue
-            record = await self._ask(self._pick(pods), self.traffic)
+            record = await self._request(self._pick(pods), self._traffic, self._phase)
             self.records.append(record)
             if record.error:
                 await asyncio.sleep(0.5)  # a client that is refused at once must not spin
@@ -89,7 +94,7 @@ class Clients:
         turned = [*pods[self._turn % len(pods) :], *pods[: self._turn % len(pods)]]
         return min(turned, key=lambda pod: self._outstanding.get(pod, 0))
 
-    async def _ask(self, pod: str, traffic: Traffic) -> Record:
+    async def _request(self, pod: str, traffic: Traffic, phase: str) -> Record:
         if pod not in self._pods:
             self._pods[pod] = AsyncOpenAI(base_url=f"{pod}/v1", api_key="none", max_retries=0, timeout=ANSWERED_WITHIN)
         self._outstanding[pod] = self._outstanding.get(pod, 0) + 1
@@ -120,7 +125,7 @@ class Clients:
             error = "the stream was cut"
         return Record(
             start=start,
-            phase=traffic.name,
+            phase=phase,
             kind=traffic.name,
             temperature=traffic.temperature,
             pod=pod,

@@ -53,7 +53,7 @@ async def fork_server(installation: Installation) -> AsyncIterator[Mapping[str, 
                 [str(installation.python), str(FORK_SERVER), "serve", str(address)],
                 output=output,
                 # What it finds out about a model's class takes a process that imports all of vLLM: kept for later pods.
-                env={**inherited, **_ENVIRONMENT, "VLLM_CACHE_ROOT": str(installation.folder / "cache")},
+                env={**inherited, **_ENVIRONMENT, "VLLM_CACHE_ROOT": str(installation.cache)},
                 cwd=installation.models,
             )
         await _until_ready(child, log)

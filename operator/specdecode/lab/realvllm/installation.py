@@ -12,7 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,11 @@ class Installation:
     def models(self) -> Path:
         """The folder of the models, each by its name."""
         return self.folder / "models"
+
+    @property
+    def cache(self) -> Path:
+        """The folder of vLLM's own cache."""
+        return self.folder / "cache"
 
     @property
     def complete(self) -> bool:
@@ -134,6 +139,7 @@ def _steps(at: Installation) -> list[Step]:
         Step(f"environment with vLLM {VERSION} (1 GB to download)", marks / "environment.done", lambda: _install(at)),
         Step("bytecode, or the first start would do it", marks / "bytecode.done", lambda: _compile(at)),
         Step(f"model {TARGET}", marks / f"{TARGET}.done", unpack),
+        Step("what vLLM finds out about the model's class", marks / "class.done", lambda: _inspect(at)),
         Step(f"model {CUT}", marks / f"{CUT}.done", relayer(CUT, 4)),
         Step(f"model {DEEP}", marks / f"{DEEP}.done", relayer(DEEP, 90)),
     ]
@@ -157,6 +163,12 @@ def _install(at: Installation) -> None:
     _run([at.python, "-c", "from vllm.platforms import current_platform as p; assert p.is_cpu(), p"])
 
 
+def _inspect(at: Installation) -> None:
+    """vLLM does it in a process that imports all of it, and keeps the answer."""
+    program = "import sys; from vllm.config import ModelConfig; ModelConfig(sys.argv[1])"
+    _run([at.python, "-c", program, at.models / TARGET], {"VLLM_CACHE_ROOT": str(at.cache)})
+
+
 def _compile(at: Installation) -> None:
     # Some packages carry files of other versions of Python, which do not compile, and are not imported.
     command: list[str | Path] = [at.python, "-m", "compileall", "-q", "-j", "0", _site_packages(at)]
@@ -167,10 +179,9 @@ def _site_packages(at: Installation) -> Path:
     return next((at.folder / "venv" / "lib").glob("python*/site-packages"))
 
 
-def _run(command: Sequence[str | Path]) -> None:
-    result = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-    )
+def _run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> None:
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     if result.returncode:
         shown = " ".join(str(word) for word in command)
         raise LabError(f"`{shown}` failed:\n{result.stdout[-4000:]}")

@@ -26,7 +26,7 @@ NGRAM: Json = {
 }
 
 
-def real_deployment(replicas: int, *, name: str = NAME, model: str = TARGET) -> Json:
+def vllm_deployment(replicas: int, *, name: str = NAME, model: str = TARGET) -> Json:
     """A Deployment of real vLLM. A process takes a pod that ends out of service before it ends: nobody is cut off."""
     made = deployment(replicas, args=[
         f"--model={model}",
@@ -54,7 +54,7 @@ def real_deployment(replicas: int, *, name: str = NAME, model: str = TARGET) -> 
     return made
 
 
-def real_policy(profiles: Sequence[Json], **changes: Any) -> Json:
+def vllm_policy(profiles: Sequence[Json], **changes: Any) -> Json:
     """A policy in a hurry, though not more than a few requests a second allow."""
     return policy(
         profiles=list(profiles),
@@ -71,7 +71,7 @@ def real_policy(profiles: Sequence[Json], **changes: Any) -> Json:
     )
 
 
-class RealScene(Scene):
+class VllmScene(Scene):
     """What a test on real vLLM plays in."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -92,9 +92,9 @@ class RealScene(Scene):
 
     async def start(self, replicas: int, *, alone: int = 0, model: str = TARGET) -> None:
         """Starts the workload and, with `alone` pods, one like it that no policy knows."""
-        manifests = [real_deployment(replicas, model=model)]
+        manifests = [vllm_deployment(replicas, model=model)]
         if alone:
-            manifests.append(real_deployment(alone, name=ALONE, model=model))
+            manifests.append(vllm_deployment(alone, name=ALONE, model=model))
         await self.lab.apply(manifests, self.namespace)
         await self.until(
             "the Deployments to be up", lambda: self.settled and len(self.ready_pods(ALONE)) == alone, within=UP
@@ -104,7 +104,7 @@ class RealScene(Scene):
         """Lets the clients of a Deployment ask for this from now on."""
         if of not in self.clients:
             self.clients[of] = Clients(lambda: self.ready_pods(of), traffic, model="chat", seed=7)
-        self.clients[of].traffic = traffic
+        self.clients[of].ask(traffic)
         return self.clients[of]
 
     async def until_changed(self, changes: int) -> Json:
