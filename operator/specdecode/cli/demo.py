@@ -22,7 +22,6 @@ from specdecode.cli.status import configured, milliseconds, number
 from specdecode.lab.demo import MANAGED, TITLES, Cast, Figures, Run, Verdict, figures, judge, play
 from specdecode.lab.errors import LabError
 from specdecode.lab.realvllm import installation
-from specdecode.lab.realvllm.cast import RealCast
 from specdecode.lab.simulated_cast import SimulatedCast
 from specdecode.model.estimate import percent
 
@@ -81,6 +80,8 @@ def _cast(vllm: Vllm, console: Console) -> Cast:
         why = f"real vLLM cannot run here: {problem}" if vllm is Vllm.AUTO else "as asked for"
         console.print(f"vLLM is simulated ({why})", soft_wrap=True)
         return SimulatedCast()
+    from specdecode.lab.realvllm.cast import RealCast  # the operator's image has no `openai`
+
     for step in installation.install():
         console.print(f"[dim]installing real vLLM: {step.title}[/dim]", soft_wrap=True)
     why = "as asked for" if vllm is Vllm.REAL else "this machine can; `make demo VLLM=sim` simulates it"

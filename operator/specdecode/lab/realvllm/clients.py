@@ -72,12 +72,14 @@ class Clients:
         """Asks no more, and waits for what is being answered; all records."""
         self._over = True
         await self._task
-        await asyncio.gather(*(client.close() for client in self._pods.values()))
+        await self.close()
         return self.records
 
-    def cancel(self) -> None:
+    async def close(self) -> None:
         """Stops at once."""
         self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.gather(*(client.close() for client in self._pods.values()))
 
     async def _client(self, number: int) -> None:
         while not self._over:
@@ -168,9 +170,9 @@ def small_talk(rng: random.Random) -> str:
 
 def summaries(clients: int) -> Traffic:
     """Summaries at temperature 0: n-gram guesses most of them."""
-    return Traffic("summaries", clients, quotations, (28, 36))
+    return Traffic("summaries", clients, quotations, (24, 32))
 
 
 def hot_chat(clients: int) -> Traffic:
     """Chat at temperature 1: what n-gram guesses is wrong."""
-    return Traffic("hot chat", clients, small_talk, (28, 36), temperature=1.0)
+    return Traffic("hot chat", clients, small_talk, (24, 32), temperature=1.0)
