@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from specdecode.lab.realvllm.clients import hot_chat, summaries
-from specdecode.lab.realvllm.installation import CUT, DEEP, TARGET
+from specdecode.lab.realvllm.installation import CUT, PADDED, TARGET
 from support.scene import NAME, Json
 from support.vllm_scene import ALONE, NGRAM, VllmScene, vllm_policy
 
@@ -47,14 +47,14 @@ async def test_ngram_comes_with_traffic_that_suits_it_and_goes_and_comes_back(sc
 
 
 async def test_a_draft_that_is_no_good_is_taken_back_and_a_good_one_is_kept(scene: VllmScene) -> None:
-    await scene.start(1, model=DEEP)
+    await scene.start(1, model=PADDED)
     scene.ask(summaries(2))
-    await scene.lab.apply([vllm_policy([draft(CUT)])], scene.namespace)
+    await scene.lab.apply([vllm_policy([draft(TARGET)])], scene.namespace)
     bad = await scene.until_changed(1)
     assert (bad["target"]["profile"], bad["outcome"]) == ("draft", "Failed")
     assert scene.status["activeProfile"] == "disabled"
 
-    await scene.lab.apply([vllm_policy([draft(TARGET)])], scene.namespace)
+    await scene.lab.apply([vllm_policy([draft(CUT)])], scene.namespace)
     good = await scene.until_changed(2)
     assert (good["target"]["profile"], good["outcome"]) == ("draft", "Successful")
     assert good["gain"]["low"] > 0
