@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
-from specdecode.api.v1alpha1 import DISABLED, HistoryEntry, Outcome, SpecDecodePolicyStatus
-from specdecode.lab.demo import MANAGED, NGRAM, OFF, Cast, Run, judge, kept
+from specdecode.api.v1alpha1 import DISABLED, HistoryEntry, Outcome, SpecDecodePolicySpec, SpecDecodePolicyStatus
+from specdecode.lab.demo import MANAGED, NGRAM, OFF, Cast, Run, judge, kept, twin
 from specdecode.lab.realvllm.cast import ACTS, RealCast
 from specdecode.lab.realvllm.installation import Installation
 from specdecode.lab.simulated_cast import SimulatedCast
@@ -94,6 +96,23 @@ def test_a_request_that_failed_is_a_complaint() -> None:
     made = run(REAL, CHANGES, AS_HOPED)
     made.records[MANAGED].append(Record(1.0, "summaries", "", 0.0, "", 0, error="APITimeoutError: late"))
     assert "APITimeoutError" in " ".join(judge(made).complaints)
+
+
+@pytest.mark.parametrize("cast", [REAL, SimulatedCast()], ids=["real", "simulated"])
+def test_the_workload_that_always_runs_ngram_is_what_the_policy_would_make_of_it(cast: Cast) -> None:
+    manifests = list(yaml.safe_load_all(cast.manifests.read_text()))
+    (policy,) = (SpecDecodePolicySpec.model_validate(m["spec"]) for m in manifests if m["kind"] == "SpecDecodePolicy")
+    (profile,) = policy.profiles
+    assert profile.ngram is not None
+    assert cast.always_ngram == {
+        "method": "ngram",
+        "num_speculative_tokens": profile.num_speculative_tokens,
+        "prompt_lookup_min": profile.ngram.prompt_lookup_min,
+        "prompt_lookup_max": profile.ngram.prompt_lookup_max,
+    }
+    made = twin([m for m in manifests if m["kind"] == "Deployment"], NGRAM, cast.always_ngram)
+    assert made[0]["metadata"]["name"] == made[0]["spec"]["selector"]["matchLabels"]["app"] == NGRAM
+    assert json.loads(made[0]["spec"]["template"]["spec"]["containers"][0]["args"][-1]) == cast.always_ngram
 
 
 def test_what_was_kept_counts_by_where_it_led() -> None:
