@@ -1,7 +1,4 @@
-"""Real vLLM servers for tests.
-
-`SPECDECODE_VLLM` names a folder with `venv` (vLLM for this machine) and `models/tiny`.
-"""
+"""Real vLLM servers for tests, of what `make vllm` installs."""
 
 from __future__ import annotations
 
@@ -20,6 +17,7 @@ import httpx
 import pytest
 
 from specdecode.lab import watchdog
+from specdecode.lab.realvllm import installation
 from specdecode_vllm import FILE, INTERVAL
 
 MODEL = "tiny"
@@ -98,9 +96,13 @@ def serving(
     host: str, folder: Path, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
 ) -> Iterator[RealServer]:
     """A server of the tiny model with further arguments, until the block ends; it must still live then."""
-    if not (where := os.environ.get("SPECDECODE_VLLM")):
-        pytest.skip("SPECDECODE_VLLM does not name a folder with venv and models/tiny")
-    command = [f"{where}/venv/bin/vllm", "serve", f"{where}/models/tiny", "--served-model-name", MODEL]
+    if (problem := installation.obstacle()) is not None:
+        pytest.skip(f"real vLLM cannot run here: {problem}")
+    found = installation.find()
+    if not found.complete:
+        pytest.fail("real vLLM is not installed: run `make vllm`", pytrace=False)
+    command = [str(found.python.with_name("vllm")), "serve", str(found.models / installation.TINY)]
+    command += ["--served-model-name", MODEL]
     command += ["--host", host, "--port", "8083", "--max-model-len", "1024", "--max-num-seqs", "16"]
     command += ["--enforce-eager", "--kv-cache-memory-bytes", "64M", *arguments]
     log, url = folder / "server.log", f"http://{host}:8083"

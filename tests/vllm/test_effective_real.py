@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from specdecode.cluster.scrape import Scraper
+from specdecode.lab.realvllm import installation
 from specdecode.vllm.capabilities import capabilities
 from specdecode.vllm.effective import Mismatch, Told, disagreements, read_text
 from specdecode.vllm.metrics import Page
@@ -42,7 +43,7 @@ def speculating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer
     # `/server_info` lists packages: with pip or uv, and fails where there is neither.
     environment = {
         "VLLM_SERVER_DEV_MODE": "1",
-        "VIRTUAL_ENV": f"{os.environ.get('SPECDECODE_VLLM')}/venv",
+        "VIRTUAL_ENV": str(installation.find().python.parents[1]),
         "PATH": f"{os.environ['PATH']}:{Path(sys.executable).parent}",
     }
     with serving("127.0.0.84", folder, ["--config", str(file)], environment) as server:

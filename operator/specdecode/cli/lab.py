@@ -15,12 +15,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from specdecode.lab import binaries, logs, paths, supervisor
 from specdecode.lab.errors import LabError
 from specdecode.lab.realnodes import products
+from specdecode.lab.realvllm import installation
 
 app = typer.Typer(help="A Kubernetes cluster on this machine whose pods run as local processes.", no_args_is_help=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -70,6 +71,20 @@ def _progress(what: str) -> Iterator[None]:
     with Progress(*columns, console=err) as progress:
         progress.add_task(what)
         yield
+
+
+@app.command()
+def vllm() -> None:
+    """Installs real vLLM for the CPU and small models, for `make demo` and `make test-vllm`; minutes the first time."""
+    with _errors_end_the_command():
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=err) as progress:
+            running: TaskID | None = None
+            for step in installation.install():
+                if running is not None:
+                    progress.stop_task(running)
+                running = progress.add_task(step.title)
+        err.print(f"real vLLM is in {installation.find().folder}")
 
 
 @app.command()
