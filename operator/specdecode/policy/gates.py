@@ -19,7 +19,14 @@ from specdecode.model.tokens import MEMORY, moved
 from specdecode.policy.ageing import restart_restores, restarts_are_rationed
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Decision, Reason
-from specdecode.policy.guards import acceptance_below_floor, breaks_tpot_limit, fills_kv_cache, kv_squeezed, ttft_bound
+from specdecode.policy.guards import (
+    acceptance_below_floor,
+    breaks_tpot_limit,
+    fills_kv_cache,
+    kv_squeezed,
+    of_what_was_meant,
+    ttft_bound,
+)
 from specdecode.policy.observation import Observation
 from specdecode.policy.options import configuration, describe
 from specdecode.policy.outlook import worth_of_trying
@@ -452,7 +459,7 @@ def _barred(o: Observation, option: Option) -> str | None:
     if broken := breaks_tpot_limit(o, option) or fills_kv_cache(o, option):
         return broken
     known, gain = o.knowledge.get(option.profile), o.estimates.gain(option)
-    rate = known.acceptance_rate if known and option.speculation is not None else None
+    rate = _acceptance_rate(o, option)
     floor = o.policy.guards.acceptance.disable_below
     if known is None or known.measured_at is None or rate is None or rate >= floor:
         return None
@@ -462,10 +469,16 @@ def _barred(o: Observation, option: Option) -> str | None:
     return f"its acceptance was {rate:.2f} {format_duration(round(age))} ago, below {floor:g}"
 
 
+def _acceptance_rate(o: Observation, option: Option) -> float | None:
+    known = o.knowledge.get(option.profile)
+    if option.speculation is None or known is None or known.acceptance_rate is None:
+        return None
+    return of_what_was_meant(o, option, known.acceptance_rate)
+
+
 def _needs_review(o: Observation, option: Option) -> bool:
     """Between the floors a profile must also keep the tail on its canary; so must one that was never measured."""
-    known = o.knowledge.get(option.profile)
-    rate = known.acceptance_rate if known else None
+    rate = _acceptance_rate(o, option)
     return option.speculation is not None and (rate is None or rate < o.policy.guards.acceptance.review_below)
 
 
