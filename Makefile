@@ -8,7 +8,7 @@ export UV_LINK_MODE ?= copy
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup controlplane nodes vllm demo test test-unit test-cluster test-node test-vllm lint format generate verify requirements bench bench-decision bench-no-harm docker clean
+.PHONY: help setup controlplane nodes vllm demo test test-unit test-cluster test-node test-vllm lint compatibility format generate verify requirements bench bench-decision bench-no-harm docker clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ lint: setup ## Check style, types, layers and generated files
 	$(BIN)/mypy plugin/specdecode_vllm.py
 	$(BIN)/lint-imports
 	$(BIN)/specdecode crd --check
+
+compatibility: setup ## Check vLLM releases against their own code: VERSION=0.34.0, or all that were checked before
+	$(BIN)/python -m compatibility $(VERSION)
 
 bench: setup ## Run the benchmarks (ratios within one run)
 	$(BIN)/python benchmarks/bench_metrics.py

@@ -96,6 +96,24 @@ def _other_kind(known: Mapping[str, Knowledge], measured: Knowledge) -> float:
     return max(0.0, factor - math.log(_SAME_KIND)) * _OTHER_KIND
 
 
+_NO_MISSES = 0.95
+"""Share of the steps that draft, from which n-gram is taken to draft at its misses too."""
+
+
+def matched(method: Method, drafts: Drafts | None) -> float:
+    """Share of the drafted tokens that a method meant: 1, but for n-gram on Model Runner V2.
+
+    That runner fills a step without a match with tokens that nobody expects to be accepted (vLLM >= 0.32,
+    v1/worker/gpu/spec_decode/ngram/speculator.py), V1 drafts nothing there. E is the same, and so are the chances of
+    all positions after the first, which is reached only where there was a match: if the first were like the second,
+    the misses are what it falls short.
+    """
+    if method is not Method.NGRAM or drafts is None or drafts.match < _NO_MISSES or len(drafts.chances) < 2:
+        return 1.0
+    first, second, *_ = drafts.chances
+    return first / second if first < second else 1.0
+
+
 def tokens(method: Method | None, drafts: Drafts | None, k: int, now: float, moved: float = 0.0) -> Tokens:
     """E at K = `k`, now. `method` None: without speculation. `moved`: how much the traffic visibly has, see there."""
     if method is None or k == 0:
