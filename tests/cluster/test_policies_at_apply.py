@@ -90,6 +90,14 @@ async def try_to_create(kube: Kube, policy: Json) -> Json:
 
 
 BAD = {
+    "live tuning of what is not tuned": (
+        {"spec.batchSizeTuning": {"mode": "Off", "apply": "Live"}},
+        "set mode: Auto, or leave apply out",
+    ),
+    "a way of tuning that there is not": (
+        {"spec.batchSizeTuning": {"mode": "Auto", "apply": "Hot"}},
+        "Unsupported value",
+    ),
     # Profiles and their blocks.
     "a draft model without its block": (
         {"spec.profiles.1.draftModel": GONE},
@@ -334,7 +342,7 @@ async def test_a_minimal_policy_comes_back_with_all_defaults(kube):
         "mode": "Recommend",
         "suspend": False,
         "profiles": [{"name": "ngram", "method": "NGram", "numSpeculativeTokens": 5}],
-        "batchSizeTuning": {"mode": "Off"},
+        "batchSizeTuning": {"mode": "Off", "apply": "Roll"},
         "objective": {"minimumGain": "5%", "slo": {}},
         "guards": {"acceptance": {"disableBelow": 0.5, "reviewBelow": 0.65, "p10Below": 0.5}},
         "rollout": {

@@ -179,7 +179,7 @@ class Scene:
     @property
     def ready(self) -> dict[str, Json]:
         """The ready pods by uid."""
-        return {pod["metadata"]["uid"]: pod for pod in self.pods if _ready(pod)}
+        return {pod["metadata"]["uid"]: pod for pod in self.pods if ready(pod)}
 
     def endpoints(self) -> list[str]:
         """The base URLs of the ready pods."""
@@ -357,7 +357,7 @@ class Scene:
                 + json.dumps({f: spec.get(f) for f in ("replicas", "paused", "strategy", "minReadySeconds")})
                 + json.dumps((self.deployment or {}).get("status")),
                 "pods: "
-                + ", ".join(f"{p['metadata']['name']} {'ready' if _ready(p) else 'not ready'}" for p in self.pods),
+                + ", ".join(f"{p['metadata']['name']} {'ready' if ready(p) else 'not ready'}" for p in self.pods),
                 "failed requests: " + "; ".join(f for t in self._traffic for f in t.failures[:10]),
                 "the operator's log:",
                 *(ours or lines)[-30:],
@@ -365,6 +365,6 @@ class Scene:
         )
 
 
-def _ready(pod: Json) -> bool:
+def ready(pod: Json) -> bool:
     conditions = pod.get("status", {}).get("conditions") or []
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)

@@ -64,8 +64,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   resources: [pods/log]
   verbs: [get]
 {{- end }}
-# What was learnt is kept in one ConfigMap per policy, specdecode-<policy>, beside the policy. RBAC cannot say "those with
-# such a label", nor name objects that are yet to be made, so this is as narrow as it gets: one at a time, by its name;
+# What was learnt is kept in one ConfigMap per policy, specdecode-<policy>, beside the policy; a live schedule, where one is
+# asked for, in vllm-schedule-<policy>. RBAC cannot say "those with such a label", nor name objects that are yet to be made, so this is as narrow as it gets: one at a time, by its name;
 # never listed, watched or deleted. The operator patches only those that have its label and belong to the policy.
 - apiGroups: [""]
   resources: [configmaps]

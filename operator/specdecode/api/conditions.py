@@ -22,3 +22,7 @@ class ConditionType(StrEnum):
     """A real part of the traffic loses although the mean looks well."""
     MEMORY_USABLE = "MemoryUsable"
     """What was learnt is kept for the next process."""
+    ENGINE_AS_CONFIGURED = "EngineAsConfigured"
+    """The engines run what the arguments say."""
+    LIVE_TUNING = "LiveTuning"
+    """The pods follow another schedule without a restart. Only where the policy asks for it."""

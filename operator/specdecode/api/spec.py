@@ -181,14 +181,36 @@ class BatchSizeTuningMode(StrEnum):
     AUTO = "Auto"
 
 
+class BatchSizeTuningApply(StrEnum):
+    """How another schedule of what runs comes into force."""
+
+    ROLL = "Roll"
+    LIVE = "Live"
+
+
 class BatchSizeTuning(ApiModel):
     """The batch size above which speculation stops inside the engine, where the vLLM version has such a thing."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "self.apply == 'Roll' || self.mode == 'Auto'",
+                "apply: Live says how the operator's schedules come into force: set mode: Auto, or leave apply out",
+            )
+        )
+    )
 
     mode: BatchSizeTuningMode = Field(
         BatchSizeTuningMode.OFF,
         description="Auto: the operator sets the threshold from the measured break-even (disable_by_batch_size up "
         "to the last version that honours it, num_speculative_tokens_per_batch_size from vLLM 0.24). "
         "Off: profiles run at a fixed K.",
+    )
+    apply: BatchSizeTuningApply = Field(
+        BatchSizeTuningApply.ROLL,
+        description="How another schedule of the profile that runs comes into force. Roll: with new pods. Live: "
+        "without a restart, where the pods have the plugin specdecode-vllm; the condition LiveTuning says where not, "
+        "and then it is a roll.",
     )
 
 

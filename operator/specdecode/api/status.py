@@ -69,6 +69,27 @@ class Configuration(ApiModel):
     )
 
 
+def _schedule(description: str) -> Any:
+    return Field(max_length=16, description=description, json_schema_extra={"x-kubernetes-list-type": "atomic"})
+
+
+class LiveSchedule(ApiModel):
+    """What the file with the schedule says that the pods follow without a restart."""
+
+    method: Annotated[str, Field(max_length=63)] = Field(description="vLLM's name of the method.")
+    model: Annotated[str, Field(max_length=1024)] | None = Field(None, description="The draft model.")
+    num_speculative_tokens: Annotated[int, Field(ge=1)] = Field(description="K at most.")
+    started_with: list[BatchRangeStatus] = _schedule("K by batch size in the arguments of the servers it is about.")
+    schedule: list[BatchRangeStatus] = _schedule("K by batch size in its stead.")
+    canary: Annotated[str, Field(max_length=253)] | None = Field(None, description="Pod that tries another one.")
+    canary_schedule: list[BatchRangeStatus] = Field(
+        default_factory=list,
+        max_length=16,
+        description="K by batch size on that pod.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+
+
 class TurningPointStatus(ApiModel):
     """What would make the operator choose otherwise, all else being as it is."""
 
@@ -233,6 +254,9 @@ class RolloutStatus(ApiModel):
     started_at: Time = Field(description="When the change began.")
     phase_started_at: Time = Field(description="When the phase began.")
     canary_ready_at: Time | None = Field(None, description="When the canary became ready.")
+    live_canary: Annotated[str, Field(max_length=253)] | None = Field(
+        None, description="The pod that tries another schedule without a restart; absent: the change is a roll."
+    )
     give_up_one: bool = Field(False, description="A running pod is given up for the canary: no GPU was free.")
     source_fields: CommandFields = Field(description="The container before the change.")
     target_fields: CommandFields = Field(description="The container that the change writes.")
@@ -250,6 +274,7 @@ class HistoryEntry(ApiModel):
     source: Configuration = Field(description="What ran before.")
     target: Configuration = Field(description="What was to run.")
     reason: Annotated[str, Field(max_length=64)] = Field(description="The rule that asked for the change.")
+    live: bool = Field(False, description="Whether it was made without a restart.")
     outcome: Outcome = Field(description="How it ended.")
     outcome_reason: Annotated[str, Field(max_length=64)] = Field(description="One word for the outcome.")
     message: ShortText = Field("", description="How it ended, in a sentence.")
@@ -284,7 +309,8 @@ class SpecDecodePolicyStatus(ApiModel):
     conditions: list[Condition] = Field(
         default_factory=list,
         max_length=32,
-        description="Ready, MetricsAvailable, Progressing, Degraded, Recommended, MixedTraffic, MemoryUsable.",
+        description="Ready, MetricsAvailable, Progressing, Degraded, Recommended, MixedTraffic, MemoryUsable, "
+        "EngineAsConfigured, LiveTuning.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     observed_generation: Annotated[int, Field(ge=0)] | None = Field(
@@ -303,6 +329,9 @@ class SpecDecodePolicyStatus(ApiModel):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     rollout: RolloutStatus | None = Field(None, description="The change that is being made.")
+    live_schedule: LiveSchedule | None = Field(
+        None, description="What the ConfigMap with the live schedule says, written there after it was written here."
+    )
     history: list[HistoryEntry] = Field(
         default_factory=list,
         max_length=20,

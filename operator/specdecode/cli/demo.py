@@ -1,4 +1,4 @@
-"""`specdecode demo`: the main job on this machine, in four minutes."""
+"""`specdecode demo`: the main job on this machine, in four minutes on simulated vLLM and eight on real vLLM."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,18 +19,31 @@ from rich.table import Table
 
 from specdecode.cli.crd import find_repository
 from specdecode.cli.status import configured, milliseconds, number
-from specdecode.lab.demo import MANAGED, PHASES, TITLES, Figures, Run, Verdict, figures, judge, play
+from specdecode.lab.demo import MANAGED, TITLES, Cast, Figures, Run, Verdict, figures, judge, play
 from specdecode.lab.errors import LabError
+from specdecode.lab.realvllm import installation
+from specdecode.lab.simulated_cast import SimulatedCast
 from specdecode.model.estimate import percent
 
 RECENT = 6.0
 """Seconds that the live figures look back."""
 
 
+class Vllm(StrEnum):
+    """What the pods run."""
+
+    AUTO = "auto"
+    REAL = "real"
+    SIM = "sim"
+
+
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the timeline and the figures.")] = Path("demo-output"),
+    vllm: Annotated[
+        Vllm, typer.Option(help="real: on this processor. sim: simulated. auto: real where it is installed or can be.")
+    ] = Vllm.AUTO,
 ) -> None:
-    """Runs the operator on a local control plane against simulated vLLM pods, and shows what it saves.
+    """Runs the operator on a local control plane with vLLM pods, real or simulated, and shows what it saves.
 
     Exits with 1 when the loop did not do its job.
     """
@@ -39,8 +53,8 @@ def demo(
     if repository is None:
         console.print("specdecode demo: run it inside the repository: it installs the operator from its chart")
         raise typer.Exit(1)
-    run = Run()
     try:
+        run = Run(_cast(vllm, console))
         asyncio.run(_shown(run, repository, console))
     except LabError as e:
         console.print(f"specdecode demo: {e}", style="red")
@@ -57,6 +71,22 @@ def demo(
         console.print(f"[red]The demo failed:[/red] {complaint}")
     if verdict.complaints:
         raise typer.Exit(1)
+
+
+def _cast(vllm: Vllm, console: Console) -> Cast:
+    """Says what runs, and why; installs what that needs."""
+    problem = installation.obstacle()
+    if vllm is Vllm.SIM or (vllm is Vllm.AUTO and problem):
+        why = f"real vLLM cannot run here: {problem}" if vllm is Vllm.AUTO else "as asked for"
+        console.print(f"vLLM is simulated ({why})", soft_wrap=True)
+        return SimulatedCast()
+    from specdecode.lab.realvllm.cast import RealCast  # the operator's image has no `openai`
+
+    for step in installation.install():
+        console.print(f"[dim]installing real vLLM: {step.title}[/dim]", soft_wrap=True)
+    why = "as asked for" if vllm is Vllm.REAL else "this machine can; `make demo VLLM=sim` simulates it"
+    console.print(f"vLLM {installation.VERSION} is real, on this processor ({why})", soft_wrap=True)
+    return RealCast(installation.find())
 
 
 async def _shown(run: Run, repository: Path, console: Console) -> None:
@@ -111,7 +141,7 @@ def _view(run: Run) -> RenderableType:
     operator.add_row(
         "does", f"{s.rollout.phase.value} {s.rollout.target.profile}" if s.rollout else f"runs {configured(s.active)}"
     )
-    total = sum(p.seconds for p in PHASES)
+    total = sum(p.seconds for p in run.cast.acts)
     return Group(
         f"[bold]{run.phase}[/bold]  {now:.0f} of {total:.0f} s",
         Panel(operator, title="the operator", title_align="left"),

@@ -132,6 +132,8 @@ def _is_problem(type_: str, status: str) -> bool:
         ("Degraded", "True"),
         ("MixedTraffic", "True"),
         ("MemoryUsable", "False"),
+        ("EngineAsConfigured", "False"),
+        ("LiveTuning", "False"),
     }
 
 

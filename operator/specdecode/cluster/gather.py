@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,15 +15,21 @@ from specdecode.cluster.scrape import Scrape, Scraper
 from specdecode.model.cost import Option
 from specdecode.model.window import Window
 from specdecode.policy.clock import seconds_of
+from specdecode.policy.live import by_file, by_report
 from specdecode.policy.observation import Observation, Obstacle, Pod, Problem, Workload
 from specdecode.policy.options import Container, Menu, fingerprint, option_of, same, with_fields
 from specdecode.vllm.command import Server, find_container, read
+from specdecode.vllm.effective import Told
+from specdecode.vllm.live_schedule import Schedule
+from specdecode.vllm.metrics import Page
 from specdecode.vllm.startup import Diagnosis
 from specdecode.vllm.unmanageable import Unmanageable
 from specdecode.vllm.version import Version
 
 HASH = "pod-template-hash"
 _MAY_FAIL_TO_START = (RolloutPhase.STARTING, RolloutPhase.ANALYSING, RolloutPhase.PROMOTING)
+ASK = 3
+"""Times that a server is asked for its configuration at most."""
 
 
 class Gatherer:
@@ -34,6 +41,8 @@ class Gatherer:
         self._windows: dict[str, Window] = {}
         self._versions: dict[str, Version | None] = {}
         self._postmortem = PostMortem(kube)
+        self._told: dict[str, Told | None] = {}
+        self._asked: dict[str, int] = {}
 
     async def observe(
         self, policy: Mapping[str, Any], spec: SpecDecodePolicySpec, status: SpecDecodePolicyStatus
@@ -44,6 +53,7 @@ class Gatherer:
             now=self._clock(),
             policy=spec,
             generation=meta["generation"],
+            live_schedule=status.live_schedule,
             rollout=status.rollout,
             history=tuple(status.history),
             observing_since=self._since,
@@ -92,6 +102,7 @@ class Gatherer:
             revision=revision,
             settled=_settled(deployment),
             deployment=deployment,
+            option=live,
         )
         options = {r["metadata"]["labels"][HASH]: _option(r, container, menu, live) for r in replicasets}
         scrapes = await self._scrape(spec, pods, port)
@@ -101,7 +112,7 @@ class Gatherer:
             now=self._clock(),
             menu=menu,
             workload=workload,
-            active=_active(status, menu, live),
+            active=_active(status, menu, by_file(live, status.live_schedule)),
             adopted_at=adopted_at,
             pods=tuple(self._pod(p, container["name"], options, scrapes, diagnoses, spec) for p in pods),
         )
@@ -134,21 +145,26 @@ class Gatherer:
 
     async def _scrape(self, spec: SpecDecodePolicySpec, pods: list[Json], port: int) -> dict[str, Scrape]:
         """Reads the ready pods' pages and adds them to their windows."""
-        urls = {
-            p["metadata"]["uid"]: f"http://{_host(p['status']['podIP'])}:{port}{spec.metrics.path}"
+        servers = {
+            p["metadata"]["uid"]: f"http://{_host(p['status']['podIP'])}:{port}"
             for p in pods
             if p["status"].get("podIP") and _ready(p)
         }
-        scrapes = await self._scraper.scrape(urls)
+        scrapes = await self._scraper.scrape({uid: server + spec.metrics.path for uid, server in servers.items()})
         keep = max(spec.metrics.window, 2 * spec.rollout.analysis.duration + spec.rollout.analysis.warmup)
         limit = int(keep / spec.metrics.interval) + 2
         known = {p["metadata"]["uid"] for p in pods}
         self._windows = {uid: w for uid, w in self._windows.items() if uid in known}
         self._versions = {uid: v for uid, v in self._versions.items() if uid in known}
+        self._told = {uid: t for uid, t in self._told.items() if uid in known}
+        self._asked = {uid: n for uid, n in self._asked.items() if uid in known}
+        await asyncio.gather(*(self._ask(uid, servers[uid]) for uid, s in scrapes.items() if s.page is not None))
         now = self._clock()
         for uid, scrape in scrapes.items():
             if scrape.page is not None:
                 window = self._windows.get(uid) or Window(keep, limit)
+                if window.readings and _in_force(window.readings[-1].page) != _in_force(scrape.page):
+                    window = Window(keep, limit)  # what it did by another schedule says nothing of this one
                 self._windows[uid] = window.add(scrape.page, now)
         return scrapes
 
@@ -162,6 +178,14 @@ class Gatherer:
         ours = [p for p in pods if p["metadata"].get("labels", {}).get(HASH) == revision]
         found = await asyncio.gather(*(self._postmortem.diagnose(p, container) for p in ours))
         return {p["metadata"]["uid"]: d for p, d in zip(ours, found, strict=True)}
+
+    async def _ask(self, uid: str, server: str) -> None:
+        """Asks a server for its configuration: once, for it does not change, and again where it was too slow. vLLM
+        lists the machine's packages with the first answer, which takes seconds."""
+        if uid not in self._told and self._asked.get(uid, 0) < ASK:
+            self._asked[uid] = self._asked.get(uid, 0) + 1
+            with suppress(TimeoutError):
+                self._told[uid] = await self._scraper.told(server)
 
     def _pod(
         self,
@@ -179,21 +203,27 @@ class Gatherer:
         unschedulable = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
         revision = meta.get("labels", {}).get(HASH, "")
         scrape = scrapes.get(meta["uid"], Scrape())
+        window = self._windows.get(meta["uid"]) or Window(spec.metrics.window)
         return Pod(
             name=meta["name"],
             revision=revision,
-            option=options.get(revision),
+            option=by_report(options.get(revision), window.readings[-1].page.schedule if window.readings else None),
             ready=_ready(pod),
             restarts=state.get("restartCount", 0),
             waiting=state.get("state", {}).get("waiting", {}).get("reason"),
             terminating="deletionTimestamp" in meta,
             unschedulable_since=seconds_of(scheduled["lastTransitionTime"]) if unschedulable else None,
             ready_since=_ready_since(conditions.get("Ready", {})),
-            window=self._windows.get(meta["uid"]) or Window(spec.metrics.window),
+            window=window,
+            told=self._told.get(meta["uid"]),
             answered=scrape.page is not None,
             problem=scrape.problem,
             diagnosis=diagnoses.get(meta["uid"]),
         )
+
+
+def _in_force(page: Page) -> Schedule:
+    return page.schedule.schedule if page.schedule is not None else ()
 
 
 def _menu(

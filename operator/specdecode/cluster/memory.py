@@ -6,30 +6,25 @@ left alone, and so is one that a newer version wrote. Deleting it is how a user 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from specdecode.api.v1alpha1 import API_VERSION, GROUP, KIND
-from specdecode.cluster.kube import ApiError, Json, Kube, Resource
+from specdecode.cluster.kube import ApiError, Json, Kube
+from specdecode.cluster.owned import CONFIG_MAPS as CONFIG_MAPS
+from specdecode.cluster.owned import Owner, shortened
 from specdecode.model.memory import Memory, Trouble, Unusable, dump, load
 
 log = logging.getLogger("specdecode")
 
-CONFIG_MAPS = Resource("v1", "configmaps")
 KEY = "memory.json"
-MANAGED_BY = "app.kubernetes.io/managed-by"
-POLICY = f"{GROUP}/policy"
-MANAGER = "specdecode"
 
 EVERY = 300.0
 """Seconds between two writes; a change that starts or ends does not wait."""
 RETRY = 60.0
 """Seconds until what could not be written is tried again."""
 
-_MAX_NAME, _MAX_LABEL = 253, 63
 _NOTHING = dump(Memory())
 
 _WAYS_OUT = {
@@ -46,9 +41,9 @@ class MemoryKeeper:
     """Holds one policy's memory and keeps it. Nothing here raises or stops a decision: `trouble` tells."""
 
     def __init__(self, kube: Kube, policy: Mapping[str, Any]) -> None:
-        meta = policy["metadata"]
-        self._kube, self._policy, self._namespace, self._uid = kube, meta["name"], meta["namespace"], meta["uid"]
-        self.name = name_of(meta["name"])
+        self._kube, self._owner = kube, Owner.of(policy)
+        self._policy, self._namespace = self._owner.name, self._owner.namespace
+        self.name = name_of(self._policy)
         self.memory = Memory()
         """What is known; the loop brings it up to date."""
         self.trouble: Unusable | None = None
@@ -71,9 +66,9 @@ class MemoryKeeper:
             self._tell(Unusable(Trouble.NOT_READ, _text_of(e)))
             return
         self._opened, self.trouble = True, None
-        if found is None or self._is_predecessors(found):
+        if found is None or self._owner.succeeds(found):
             return
-        self._there = self._is_ours(found)
+        self._there = self._owner.owns(found)
         text, memory = self._contents(found)
         if isinstance(memory, Unusable):
             self._tell(memory)
@@ -109,10 +104,10 @@ class MemoryKeeper:
             self.memory, self._text, self._there, self.trouble = Memory(), _NOTHING, False, None
             return False
         if found is None:
-            await self._kube.create(CONFIG_MAPS, self._manifest(text), self._namespace)
+            await self._kube.create(CONFIG_MAPS, self._owner.manifest(self.name, {KEY: text}), self._namespace)
         else:
             _, held = self._contents(found)
-            self._there = self._is_ours(found)
+            self._there = self._owner.owns(found)
             if isinstance(held, Unusable):
                 self._tell(held)
                 if held.reason is not Trouble.CORRUPT:
@@ -133,36 +128,12 @@ class MemoryKeeper:
 
     def _contents(self, found: Json) -> tuple[str, Memory | Unusable]:
         """The text in a ConfigMap and what it says."""
-        if not self._is_ours(found):
+        if not self._owner.owns(found):
             return "", Unusable(Trouble.FOREIGN, "this policy does not own it")
         text = (found.get("data") or {}).get(KEY)
         if text is None:
             return "", Unusable(Trouble.CORRUPT, f"there is no {KEY} in it")
         return text, load(text)
-
-    def _is_ours(self, found: Json) -> bool:
-        labelled = (found["metadata"].get("labels") or {}).get(MANAGED_BY) == MANAGER
-        return labelled and any(owner.get("uid") == self._uid for owner in _owners(found))
-
-    def _is_predecessors(self, found: Json) -> bool:
-        """Whether it belongs to a policy of this name that was deleted: the garbage collector is about to take it."""
-        uids = {o.get("uid") for o in _owners(found) if (o.get("kind"), o.get("name")) == (KIND, self._policy)}
-        return bool(uids) and self._uid not in uids
-
-    def _manifest(self, text: str) -> Json:
-        # No blockOwnerDeletion: to set it takes rights on the policy's finalizers where admission checks that.
-        owner = {"apiVersion": API_VERSION, "kind": KIND, "name": self._policy, "uid": self._uid}
-        return {
-            "apiVersion": CONFIG_MAPS.api_version,
-            "kind": "ConfigMap",
-            "metadata": {
-                "name": self.name,
-                "namespace": self._namespace,
-                "labels": {MANAGED_BY: MANAGER, POLICY: _shortened(self._policy, _MAX_LABEL)},
-                "ownerReferences": [owner],
-            },
-            "data": {KEY: text},
-        }
 
     def _tell(self, trouble: Unusable) -> None:
         told = replace(trouble, message=f"ConfigMap {self.name}: {trouble.message}; {_WAYS_OUT[trouble.reason]}")
@@ -173,19 +144,7 @@ class MemoryKeeper:
 
 def name_of(policy: str) -> str:
     """Name of the ConfigMap that keeps the memory of a policy."""
-    return _shortened(f"specdecode-{policy}", _MAX_NAME)
-
-
-def _shortened(name: str, limit: int) -> str:
-    """The name itself, or its beginning and a hash: still a name, and no other's."""
-    if len(name) <= limit:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{name[: limit - 9].rstrip('-.')}-{digest}"
-
-
-def _owners(found: Json) -> list[Json]:
-    return list(found["metadata"].get("ownerReferences") or [])
+    return shortened(f"specdecode-{policy}")
 
 
 def _text_of(e: Exception) -> str:

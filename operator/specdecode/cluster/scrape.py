@@ -10,6 +10,7 @@ from typing import Self
 
 import httpx
 
+from specdecode.vllm.effective import Told, read_server_info
 from specdecode.vllm.metrics import Page, PageError, read_page
 from specdecode.vllm.version import Version
 
@@ -65,6 +66,18 @@ class Scraper:
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError):
             return None
         return Version.parse(body.decode(errors="replace"))
+
+    async def told(self, base_url: str) -> Told | None:
+        """What the server's `/server_info` says of its speculation; None: as a rule it has no such endpoint.
+
+        Raises `TimeoutError`.
+        """
+        try:
+            return read_server_info(await self._get(f"{base_url}/server_info?config_format=json"))
+        except httpx.TimeoutException as e:
+            raise TimeoutError from e
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+            return None
 
     async def _page(self, url: str) -> Scrape:
         try:

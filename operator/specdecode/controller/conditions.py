@@ -3,24 +3,42 @@ own memory. Pure."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from specdecode.api.conditions import ConditionType
 from specdecode.api.v1alpha1 import Condition, Mode, SpecDecodePolicyStatus
 from specdecode.model.memory import Unusable
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.gates import failures
+from specdecode.policy.live import NotLive, hindrance, wanted
 from specdecode.policy.observation import Observation
 from specdecode.policy.options import Menu
 from specdecode.policy.traffic import traffic
 from specdecode.rollout.phases import Step
+from specdecode.vllm.capabilities import capabilities
+from specdecode.vllm.command import Server, read
+from specdecode.vllm.effective import disagreements
 
 FAILURES_THAT_DEGRADE = 3
 
 
+@dataclass(frozen=True)
+class Troubles:
+    """What is wrong with the operator's own objects."""
+
+    memory: Unusable | None = None
+    schedule_file: str | None = None
+
+
+NO_TROUBLES = Troubles()
+
+
 def conditions(
-    o: Observation, d: Decision, step: Step, before: SpecDecodePolicyStatus, memory: Unusable | None
+    o: Observation, d: Decision, step: Step, before: SpecDecodePolicyStatus, troubles: Troubles
 ) -> list[Condition]:
-    """All conditions of the policy after a tick. `memory` is what is wrong with the operator's memory."""
+    """All conditions of the policy after a tick."""
+    memory = troubles.memory
     unmanaged = d.reason in (Reason.WORKLOAD_MISSING, Reason.NOT_MANAGEABLE, Reason.FIELD_CONTESTED)
     reason = o.problem.reason if d.reason is Reason.NOT_MANAGEABLE and o.problem else d.reason.value
     blind = d.reason is Reason.METRICS_MISSING
@@ -60,7 +78,10 @@ def conditions(
             memory.reason if memory else "MemoryKept",
             memory.message if memory else "",
         ),
+        _as_configured(o),
     ]
+    if wanted(o):
+        made.append(_live(o, troubles.schedule_file))
     return [_made(o, before, *c) for c in made]
 
 
@@ -92,6 +113,34 @@ def _degraded(d: Decision, failed: int, last: str) -> tuple[ConditionType, bool,
             f"the last {failed} changes did not succeed (see status.history); the very last: {last}",
         )
     return ConditionType.DEGRADED, False, "AsExpected", ""
+
+
+def _as_configured(o: Observation) -> tuple[ConditionType, bool | None, str, str]:
+    type_, w = ConditionType.ENGINE_AS_CONFIGURED, o.workload
+    seen = [p for p in o.pods if p.answered and p.revision == (w.revision if w else None) and not p.terminating]
+    server = read(w.container, o.menu.version) if w and o.menu else None
+    if not seen or o.menu is None or not isinstance(server, Server):
+        return type_, None, "NotSeen", ""
+    can = capabilities(o.menu.version)
+    for pod in seen:
+        page = pod.window.readings[-1].page if pod.window.readings else None
+        found = disagreements(server.speculation, can, server.data_parallel_size, page, pod.told)
+        if (first := next(found, None)) is not None:
+            return type_, False, first.reason.value, f"pod {pod.name}: {first.message}"
+    return type_, True, "AsConfigured", ""
+
+
+def _live(o: Observation, trouble: str | None) -> tuple[ConditionType, bool | None, str, str]:
+    type_ = ConditionType.LIVE_TUNING
+    if trouble is not None:
+        return type_, False, NotLive.FILE_NOT_WRITTEN.value, trouble
+    if o.active is None or o.active.speculation is None or not any(p.answered for p in o.pods):
+        return type_, None, "NothingToTune", ""
+    found = hindrance(o)
+    if found is None:
+        return type_, True, "PodsFollow", ""
+    # To be started without a schedule is no fault: the first one has to come by a roll.
+    return type_, None if found.reason is NotLive.NO_SCHEDULE else False, found.reason.value, found.message
 
 
 def _mixed(o: Observation, before: SpecDecodePolicyStatus) -> tuple[ConditionType, bool | None, str, str]:

@@ -12,12 +12,15 @@ from specdecode.api.v1alpha1 import DeletionPolicy, SpecDecodePolicySpec, SpecDe
 from specdecode.cluster.gather import Gatherer
 from specdecode.cluster.kube import DEPLOYMENTS, JSON_PATCH, POLICIES, ApiError, Kube
 from specdecode.cluster.memory import MemoryKeeper
+from specdecode.cluster.schedule_file import ScheduleFile
 from specdecode.cluster.scrape import Scraper
+from specdecode.controller.conditions import Troubles
 from specdecode.controller.report import Notice, notices, profiles_here, report
 from specdecode.controller.telemetry import Telemetry
 from specdecode.model.memory import Memory
 from specdecode.policy.estimating import Modeller, estimate
 from specdecode.policy.gates import decide
+from specdecode.policy.live import file_of
 from specdecode.policy.observation import Observation, Obstacle, Problem
 from specdecode.policy.turning import Latest
 from specdecode.rollout.clearing import cleared
@@ -46,6 +49,7 @@ class PolicyLoop:
         self._kube, self._telemetry, self._clock = kube, telemetry, clock
         self._gatherer = Gatherer(kube, scraper, clock)
         self.keeper = MemoryKeeper(kube, policy)
+        self.schedule_file = ScheduleFile(kube, policy)
         self.status = SpecDecodePolicyStatus.model_validate(policy.get("status") or {})
         self._written = _json(self.status)
         self._modeller = Latest(Modeller())
@@ -70,7 +74,8 @@ class PolicyLoop:
             self.keeper.memory = _remembered(o)
             d = decide(o)
             step = advance(o, d)
-            before, after = self.status, report(o, d, step, self.status, self.keeper.trouble, self._modeller.model)
+            before, troubles = self.status, Troubles(self.keeper.trouble, self.schedule_file.trouble)
+            after = report(o, d, step, before, troubles, self._modeller.model)
             # Written before the Deployment is touched: who finds it after a crash knows what was meant.
             await self._write(policy, after)
             key = _key(policy)
@@ -80,6 +85,7 @@ class PolicyLoop:
             if step.finished is not None:
                 self._telemetry.changed(key, step.finished.outcome.value, step.finished.outcome_reason)
             try:
+                await self.schedule_file.publish(file_of(after.live_schedule))
                 if step.desired is not None and o.workload is not None:
                     await self._apply(o.workload.deployment, step.desired)
             finally:

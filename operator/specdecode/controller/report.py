@@ -26,17 +26,17 @@ from specdecode.api.v1alpha1 import (
     Summary,
     TurningPointStatus,
 )
-from specdecode.controller.conditions import condition, conditions
+from specdecode.controller.conditions import NO_TROUBLES, Troubles, condition, conditions
 from specdecode.model.cost import CostModel, OfferedLoad, Prediction
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Knowledge
-from specdecode.model.memory import Unusable
 from specdecode.policy.clock import seconds_of, text_of
 from specdecode.policy.decision import Decision
 from specdecode.policy.estimating import bounds
 from specdecode.policy.observation import Observation
 from specdecode.policy.options import configuration, fields_of, fingerprint
 from specdecode.policy.turning import TurningPoint, turning_points
+from specdecode.rollout.live import published
 from specdecode.rollout.phases import Step
 
 HISTORY = 20
@@ -69,16 +69,16 @@ def report(
     d: Decision,
     step: Step,
     before: SpecDecodePolicyStatus,
-    memory: Unusable | None = None,
+    troubles: Troubles = NO_TROUBLES,
     model: CostModel | None = None,
 ) -> SpecDecodePolicyStatus:
     """The status after a tick: `before` itself when there is nothing new worth writing.
 
-    `memory` is what is wrong with the operator's memory, `model` the one that the observation's estimates are of.
+    `troubles` is what is wrong with the operator's own objects, `model` the one that the estimates are of.
     """
     if o.policy.mode is Mode.OBSERVE and step.rollout is None:
         d = Decision(d.reason, d.message)
-    after = _status(o, d, step, before, memory)
+    after = _status(o, d, step, before, troubles)
     if _significant(after) == _significant(before) and before.observation is not None:
         written = seconds_of(before.observation.time)
         if o.now - written < REFRESH_TICKS * o.policy.metrics.interval or _timeless(after) == _timeless(before):
@@ -148,18 +148,20 @@ _EVENTFUL = {
     ConditionType.DEGRADED: "True",
     ConditionType.MIXED_TRAFFIC: "True",
     ConditionType.MEMORY_USABLE: "False",
+    ConditionType.ENGINE_AS_CONFIGURED: "False",
+    ConditionType.LIVE_TUNING: "False",
 }
 """Conditions whose transitions are Events, and the status that is a warning."""
 
 
 def _status(
-    o: Observation, d: Decision, step: Step, before: SpecDecodePolicyStatus, memory: Unusable | None
+    o: Observation, d: Decision, step: Step, before: SpecDecodePolicyStatus, troubles: Troubles
 ) -> SpecDecodePolicyStatus:
     history = [step.finished, *before.history][:HISTORY] if step.finished else before.history
     active = before.active if o.active is None else configuration(o.active)
     return before.model_copy(
         update={
-            "conditions": conditions(o, d, step, before, memory),
+            "conditions": conditions(o, d, step, before, troubles),
             "observed_generation": o.generation,
             "vllm_version": str(o.menu.version) if o.menu else before.vllm_version,
             "active_profile": active.profile if active else None,
@@ -168,6 +170,7 @@ def _status(
             "recommendation": _recommendation(o, d, step, before),
             "observation": _observation(o),
             "profiles": _profiles(o),
+            "live_schedule": published(o, step),
             "rollout": step.rollout,
             "history": history,
             "original": _original(o, before),
@@ -303,6 +306,7 @@ def _significant(status: SpecDecodePolicyStatus) -> Json:
         "generation": status.observed_generation,
         "active": status.active,
         "recommended": recommendation and (recommendation.profile, recommendation.schedule, recommendation.reason),
+        "live": status.live_schedule,
         "rollout": status.rollout,
         "history": status.history,
         "original": status.original,

@@ -1,7 +1,8 @@
-"""Builds the two programs that the lab needs, with Go: the control plane and Helm.
+"""Builds the programs that the lab needs, with Go: the control plane, Helm, and what real nodes run.
 
 The common test distributions of Kubernetes lack the controller manager and the scheduler, so the control plane is
-compiled from the Go module in `lab/controlplane/`. A build is skipped when its sources are those of the last one.
+compiled from the Go module in `lab/controlplane/`; what real nodes run beside it is in `lab/node/`. A build is skipped
+when its sources are those of the last one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from specdecode.lab import paths
 from specdecode.lab.errors import LabError
 
 CONTROL_PLANE = "controlplane"
+CONTAINERD = "containerd"
 HELM = "helm"
 HELM_VERSION = "v4.2.4"
 
@@ -73,16 +75,14 @@ def link_flags(version: str) -> str:
 
 def control_plane_build(source: Path, bin_folder: Path) -> Build:
     """How to build the control plane from the Go module in `source`."""
-    if not source.is_dir():
-        raise LabError(f"there is no Go module in {source}: the lab is built from a checkout of the repository")
+    _require(source)
     flags = link_flags(kubernetes_version((source / "go.mod").read_text()))
     program = bin_folder / CONTROL_PLANE
-    files = sorted([*source.glob("*.go"), source / "go.mod", source / "go.sum"])
     return Build(
         program=program,
         command=("build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", str(program), "."),
         source=source,
-        stamp=_digest([flags.encode(), *(file.read_bytes() for file in files)]),
+        stamp=_digest([flags.encode(), *_sources(source)]),
         expectation="the first time takes 5 to 10 minutes on two cores and 0.8 GB of modules",
     )
 
@@ -96,6 +96,21 @@ def helm_build(bin_folder: Path) -> Build:
         source=bin_folder,
         stamp=_digest([" ".join(command).encode()]),
         expectation="about two minutes on two cores",
+    )
+
+
+def node_build(source: Path, folder: Path) -> Build:
+    """How to build what real nodes need: containerd with its shim, CNI plugins, CoreDNS, and the first process of a
+    pod."""
+    _require(source)
+    tags = "no_btrfs no_zfs no_devmapper"  # ways to store images that need what a machine may not have
+    command = ("build", "-trimpath", "-buildvcs=false", "-tags", tags, "-ldflags", "-s -w", "-o", f"{folder}/")
+    return Build(
+        program=folder / CONTAINERD,
+        command=(*command, "tool", "./..."),
+        source=source,
+        stamp=_digest([" ".join(command).encode(), *_sources(source)]),
+        expectation="the first time takes 3 to 8 minutes on two cores and 0.6 GB of modules",
     )
 
 
@@ -114,6 +129,23 @@ def control_plane() -> Path:
     if not program.is_file():
         raise LabError(f"{program} is missing: run `make controlplane` (or `specdecode lab build`)")
     return program
+
+
+def node_program(name: str) -> Path:
+    """A built program of real nodes. Raises `LabError` when it has not been built."""
+    program = paths.node_binaries() / name
+    if not program.is_file():
+        raise LabError(f"{program} is missing: run `specdecode lab build --nodes`")
+    return program
+
+
+def _require(source: Path) -> None:
+    if not source.is_dir():
+        raise LabError(f"there is no Go module in {source}: the lab is built from a checkout of the repository")
+
+
+def _sources(module: Path) -> list[bytes]:
+    return [file.read_bytes() for file in sorted([*module.rglob("*.go"), module / "go.mod", module / "go.sum"])]
 
 
 def _digest(parts: Sequence[bytes]) -> str:

@@ -1,11 +1,8 @@
-"""etcd, kube-apiserver, kube-controller-manager and kube-scheduler as child processes on the loopback network.
+"""etcd, kube-apiserver, kube-controller-manager and kube-scheduler as child processes.
 
-What differs from a production control plane, and why:
-- no node-lifecycle controller: the lab's node never goes away while the lab runs;
-- no endpoint controllers: the API accepts no loopback address in an EndpointSlice (`endpoints.ready_addresses` asks the
-  pods instead);
-- no aggregation, volumes, cloud: nothing here uses them.
-All else is real: RBAC, admission, validation, scheduling by extended resources, garbage collection, token requests.
+Where they listen and what they leave out is their `Site`: the loopback network of a process node (`loopback`), or the
+network of real nodes. Real at both: RBAC, admission, validation, scheduling by extended resources, garbage collection,
+token requests.
 """
 
 from __future__ import annotations
@@ -14,6 +11,7 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import httpx
@@ -45,22 +43,65 @@ SCHEDULER = "system:kube-scheduler"
 _READY_WITHIN = 60.0
 
 
+SERVICES = IPv4Network("10.0.0.0/24")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a control plane is, and how it differs from one in production."""
+
+    host: str
+    """Its address."""
+    etcd_port: int
+    peer_port: int
+    api_port: int
+    server: str
+    """The URL at which this process reaches the API server."""
+    api_flags: tuple[str, ...] = ()
+    controller_flags: tuple[str, ...] = ()
+    enter: tuple[str, ...] = ()
+    """The command that runs its argument where the control plane is to be; none: here."""
+
+
+def loopback(subnet: Subnet) -> Site:
+    """A control plane for a process node. It goes without
+    - a node-lifecycle controller: the node never goes away while the lab runs;
+    - endpoint controllers: the API accepts no loopback address in an EndpointSlice (`endpoints.ready_addresses` asks
+      the pods instead);
+    - aggregation, volumes, cloud: nothing here uses them.
+    """
+    etcd, peer, api = subnet.free_ports(3)
+    return Site(
+        host=subnet.host,
+        etcd_port=etcd,
+        peer_port=peer,
+        api_port=api,
+        server=f"https://{subnet.host}:{api}",
+        api_flags=(
+            f"--bind-address={subnet.host}",
+            "--endpoint-reconciler-type=none",  # it would write that address into an EndpointSlice, which may hold none
+        ),
+        controller_flags=(f"--controllers={','.join(CONTROLLERS)}",),
+    )
+
+
 @dataclass(frozen=True)
 class User:
     """Who may log in with a fixed token."""
 
     name: str
     groups: tuple[str, ...] = ()
+    inside: bool = True
+    """Whether it lives where the control plane is, and uses that address."""
 
 
 class ControlPlane:
     """A running control plane. `folder` holds its state, its logs and its kubeconfigs."""
 
-    def __init__(self, folder: Path, program: Path, subnet: Subnet, lifeline: Lifeline) -> None:
+    def __init__(self, folder: Path, program: Path, site: Site, lifeline: Lifeline) -> None:
         self.folder = folder
-        self._program, self._subnet, self._lifeline = program, subnet, lifeline
-        self._etcd_port, self._peer_port, self._api_port = subnet.free_ports(3)
-        self.server = f"https://{subnet.host}:{self._api_port}"
+        self._program, self._site, self._lifeline = program, site, lifeline
+        self.server = site.server
         self.certificate_authority = folder / "certificates" / "apiserver.crt"
         self.audit_log = folder / "audit.jsonl"
         self._key = folder / "service-account.key"
@@ -71,7 +112,7 @@ class ControlPlane:
 
     async def start(self, users: Sequence[User] = ()) -> None:
         """Starts the four processes and returns once the API server is ready. Raises `LabError` if one of them ends."""
-        everybody = (User(ADMIN, ("system:masters",)), User(CONTROLLER_MANAGER), User(SCHEDULER), *users)
+        everybody = (User(ADMIN, ("system:masters",), inside=False), User(CONTROLLER_MANAGER), User(SCHEDULER), *users)
         self._write_files(everybody)
         key = await self._run("service-account-key", [str(self._key)])
         if await key.wait() != 0:
@@ -91,11 +132,13 @@ class ControlPlane:
         self._policy = self.folder / "audit-policy.yaml"
         self._policy.write_text(yaml.safe_dump(audit.POLICY))
         for user, token in tokens.items():
-            kubeconfig.write(self.kubeconfig(user.name), self.server, self.certificate_authority, token)
+            server = f"https://{self._site.host}:{self._site.api_port}" if user.inside else self.server
+            kubeconfig.write(self.kubeconfig(user.name), server, self.certificate_authority, token)
 
     async def _run(self, component: str, flags: Sequence[str]) -> Child:
         with self._log(component).open("wb") as log:
-            return await self._lifeline.spawn([str(self._program), component, *flags], output=log, cwd=self.folder)
+            argv = [*self._site.enter, str(self._program), component, *flags]
+            return await self._lifeline.spawn(argv, output=log, cwd=self.folder)
 
     def _log(self, component: str) -> Path:
         return self.folder / f"{component}.log"
@@ -131,7 +174,7 @@ class ControlPlane:
                 await asyncio.sleep(0.05)
 
     def _etcd_flags(self) -> list[str]:
-        client, peer = (f"http://{self._subnet.host}:{port}" for port in (self._etcd_port, self._peer_port))
+        client, peer = (f"http://{self._site.host}:{port}" for port in (self._site.etcd_port, self._site.peer_port))
         return [
             f"--data-dir={self.folder / 'etcd'}",
             f"--listen-client-urls={client}",
@@ -145,33 +188,32 @@ class ControlPlane:
 
     def _api_flags(self) -> list[str]:
         return [
-            f"--etcd-servers=http://{self._subnet.host}:{self._etcd_port}",
-            f"--bind-address={self._subnet.host}",
-            f"--advertise-address={self._subnet.host}",
-            "--endpoint-reconciler-type=none",  # it would write that address into an EndpointSlice, which may hold none
-            f"--secure-port={self._api_port}",
+            f"--etcd-servers=http://{self._site.host}:{self._site.etcd_port}",
+            f"--advertise-address={self._site.host}",
+            f"--secure-port={self._site.api_port}",
             f"--cert-dir={self.certificate_authority.parent}",
             f"--token-auth-file={self._tokens}",
             "--authorization-mode=RBAC",
-            "--service-cluster-ip-range=10.0.0.0/24",
+            f"--service-cluster-ip-range={SERVICES}",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={self._key}",
             f"--service-account-signing-key-file={self._key}",
             f"--audit-policy-file={self._policy}",
             f"--audit-log-path={self.audit_log}",
+            *self._site.api_flags,
         ]
 
     def _controller_manager_flags(self) -> list[str]:
         return [
             f"--kubeconfig={self.kubeconfig(CONTROLLER_MANAGER)}",
             "--use-service-account-credentials",  # each controller under its own name and role, also in the audit log
-            f"--controllers={','.join(CONTROLLERS)}",
             f"--service-account-private-key-file={self._key}",
             f"--root-ca-file={self.certificate_authority}",
             "--leader-elect=false",
             "--secure-port=0",
             "--kube-api-qps=500",
             "--kube-api-burst=1000",
+            *self._site.controller_flags,
         ]
 
     def _scheduler_flags(self) -> list[str]:

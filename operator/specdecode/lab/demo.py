@@ -9,18 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import random
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import aiohttp
 import yaml
 
 from specdecode.api.v1alpha1 import DISABLED, HistoryEntry, Outcome, SpecDecodePolicyStatus
@@ -28,9 +26,9 @@ from specdecode.cluster.kube import DEPLOYMENTS, POLICIES, Kube
 from specdecode.lab import manifests, paths
 from specdecode.lab.endpoints import ready_addresses
 from specdecode.lab.errors import LabError
+from specdecode.lab.images import Image
 from specdecode.lab.lab import Lab
-from specdecode.sim.load import LoadGenerator, Record
-from specdecode.sim.workload import Phase
+from specdecode.sim.load import Record
 
 Json = dict[str, Any]
 
@@ -38,19 +36,57 @@ SERVING, SYSTEM = "serving", "specdecode-system"
 MANAGED, OFF, NGRAM = "chat", "chat-off", "chat-ngram"
 TITLES = {MANAGED: "with the operator", OFF: "without: always off", NGRAM: "without: always n-gram"}
 
-SUMMARIES, CHAT, MIXED = {"summarise": 1.0}, {"chat": 1.0}, {"summarise": 0.6, "chat": 0.4}
-PHASES = (
-    Phase("quiet, summaries", 50, rate=8, mix=SUMMARIES, prompt_tokens=(200, 400), output_tokens=(100, 140)),
-    Phase("busy, mixed", 46, rate=29, mix=MIXED, prompt_tokens=(60, 100), output_tokens=(280, 320)),
-    Phase("quiet, summaries again", 46, rate=8, mix=SUMMARIES, prompt_tokens=(200, 400), output_tokens=(100, 140)),
-    Phase("quiet, hot chat", 44, rate=8, mix=CHAT, temperature=1.0, prompt_tokens=(60, 100), output_tokens=(100, 140)),
-)
+
+@dataclass(frozen=True)
+class Act:
+    """A stretch of one kind of load."""
+
+    name: str
+    seconds: float
+
+
+Endpoints = Callable[[str], Sequence[str]]
+"""The base URLs of a workload's ready pods."""
+
+
+class Cast(Protocol):
+    """What plays the part of vLLM, and of its clients."""
+
+    @property
+    def acts(self) -> Sequence[Act]:
+        """What is played, in this order."""
+
+    @property
+    def manifests(self) -> Path:
+        """The workload and its policy."""
+
+    @property
+    def always_ngram(self) -> Mapping[str, Any]:
+        """The speculative configuration of the workload that always runs n-gram."""
+
+    @property
+    def gpus(self) -> int:
+        """Of the node."""
+
+    @property
+    def up_within(self) -> float:
+        """Seconds for the pods to be ready."""
+
+    def images(self) -> AbstractAsyncContextManager[Mapping[str, Image]]:
+        """What runs for the pods' image."""
+
+    async def load(self, run: Run, endpoints: Endpoints) -> None:
+        """Plays the acts to each of the workloads, and fills `run.records`."""
+
+    def complaints(self, run: Run) -> Iterator[str]:
+        """Why it cannot be said that the operator did its job, beside what goes for every cast."""
 
 
 @dataclass
 class Run:
     """What has happened so far; the view reads it, the scenario writes it."""
 
+    cast: Cast
     phase: str = "starting"
     started: float = 0.0
     """Seconds of the clock at which the load began."""
@@ -107,47 +143,45 @@ def figures(records: Sequence[Record]) -> Figures:
 
 
 def judge(run: Run) -> Verdict:
-    """The demo's own test: rolls made and kept, no request failed, faster than leaving the workload alone."""
+    """The demo's own test: changes made and kept, no request failed, and what its cast asks for."""
     changes = tuple(reversed(run.status.history))
     total = {name: figures(records) for name, records in run.records.items()}
     by_phase = {
-        p.name: {name: figures([r for r in records if r.phase == p.name]) for name, records in run.records.items()}
-        for p in PHASES
+        act.name: {name: figures([r for r in records if r.phase == act.name]) for name, records in run.records.items()}
+        for act in run.cast.acts
     }
-    complaints = []
-    kept = [h for h in changes if h.outcome is Outcome.SUCCESSFUL]
-    on = [h for h in kept if h.source.profile == DISABLED]
-    off = [h for h in kept if h.target.profile == DISABLED]
-    if len(on) < 2:
-        complaints.append("speculation was not turned on in both quiet phases")
-    if len(off) < 2:
-        complaints.append("speculation was not turned off in both the busy phase and the hot one")
-    failed = total[MANAGED].failed
-    if failed:
+    complaints = list(run.cast.complaints(run))
+    if failed := total[MANAGED].failed:
         errors = sorted({r.error for r in run.records[MANAGED] if r.error})
         complaints.append(f"{failed} requests failed: {', '.join(errors)}")
-    slower = [name for name in (OFF, NGRAM) if not total[MANAGED].tpot < total[name].tpot]
-    complaints += [f"tokens came no faster than {TITLES[name]}" for name in slower]
     return Verdict(changes, total, by_phase, tuple(complaints))
+
+
+def kept(run: Run) -> tuple[int, int]:
+    """How often speculation was turned on and kept, and turned off."""
+    done = [h for h in run.status.history if h.outcome is Outcome.SUCCESSFUL]
+    return sum(h.source.profile == DISABLED for h in done), sum(h.target.profile == DISABLED for h in done)
 
 
 async def play(run: Run, repository: Path, say: Callable[[str], None]) -> None:
     """Sets everything up, plays the phases, and tears everything down. Fills `run` on the way."""
     async with AsyncExitStack() as stack:
-        say("starting the control plane and a node with 8 GPUs")
-        lab = await stack.enter_async_context(Lab(gpus=8))
+        cast = run.cast
+        images = await stack.enter_async_context(cast.images())
+        say(f"starting the control plane and a node with {cast.gpus} GPUs")
+        lab = await stack.enter_async_context(Lab(gpus=cast.gpus, images=images))
         say(f"export KUBECONFIG={lab.kubeconfig}")
         say("installing the operator from its chart")
         await lab.apply(rendered_chart(repository), SYSTEM)
-        workload = manifests.load(Path(__file__).with_name("demo.yaml"))
+        workload = manifests.load(cast.manifests)
         policy = next(m for m in workload if m["kind"] == "SpecDecodePolicy")
         await lab.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SERVING}}])
         for name in TITLES:
-            await lab.apply(twin([m for m in workload if m is not policy], name), SERVING)
-        say("waiting for the operator and for six vLLM pods")
+            await lab.apply(twin([m for m in workload if m is not policy], name, cast.always_ngram), SERVING)
+        say("waiting for the operator and for the vLLM pods")
         for namespace, name in ((SYSTEM, "specdecode-operator"), *((SERVING, n) for n in TITLES)):
             available = partial(_available, lab.kube, namespace, name)
-            await lab.wait(f"Deployment {name} to be available", available, within=60)
+            await lab.wait(f"Deployment {name} to be available", available, within=cast.up_within)
         await lab.apply([policy], SERVING)
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(_watch(run, lab.kube))
@@ -176,14 +210,13 @@ def rendered_chart(repository: Path) -> list[Json]:
     return [namespace, *(m for m in yaml.safe_load_all(done.stdout) if m)]
 
 
-def twin(workload: Sequence[Json], name: str) -> list[Json]:
+def twin(workload: Sequence[Json], name: str, always_ngram: Mapping[str, Any]) -> list[Json]:
     """The workload under another name; the n-gram one with speculation always on."""
     made = json.loads(json.dumps(deepcopy(list(workload))).replace('"chat"', json.dumps(name)))
     if name == NGRAM:
-        config = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
         deployment = next(m for m in made if m["kind"] == "Deployment")
         container = deployment["spec"]["template"]["spec"]["containers"][0]
-        container["args"] += ["--speculative-config", json.dumps(config)]
+        container["args"] += ["--speculative-config", json.dumps(always_ngram)]
     return list(made)
 
 
@@ -206,7 +239,7 @@ async def _watch(run: Run, kube: Kube) -> None:
 
 @asynccontextmanager
 async def _load(run: Run, kube: Kube) -> AsyncIterator[asyncio.Task[None]]:
-    """Plays the same requests, at the same times, to each of the workloads."""
+    """Plays the acts, and follows the pods that are ready."""
     endpoints: dict[str, list[str]] = {name: [] for name in TITLES}
 
     async def follow() -> None:
@@ -215,27 +248,19 @@ async def _load(run: Run, kube: Kube) -> AsyncIterator[asyncio.Task[None]]:
                 endpoints[name] = [f"http://{a}" for a in await ready_addresses(kube, SERVING, name)]
             await asyncio.sleep(0.25)
 
-    async def play_all() -> None:
-        async with asyncio.TaskGroup() as group:
-            for name in TITLES:
-                # The same seed for all: the same arrivals, lengths and kinds.
-                ready = partial(endpoints.__getitem__, name)
-                generator = LoadGenerator(session, ready, run.records[name].append, rng=random.Random(7))
-                group.create_task(generator.run(PHASES))
-
     async def tell() -> None:
-        for phase in PHASES:
-            run.phase = phase.name
-            await asyncio.sleep(phase.seconds)
+        for act in run.cast.acts:
+            run.phase = act.name
+            await asyncio.sleep(act.seconds)
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        helpers = [asyncio.create_task(follow()), asyncio.create_task(tell())]
-        while not all(endpoints.values()):
-            await asyncio.sleep(0.1)
-        playing = asyncio.create_task(play_all())
-        try:
-            yield playing
-        finally:
-            for task in (*helpers, playing):
-                task.cancel()
-            await asyncio.gather(*helpers, playing, return_exceptions=True)
+    helpers = [asyncio.create_task(follow())]
+    while not all(endpoints.values()):
+        await asyncio.sleep(0.1)
+    helpers.append(asyncio.create_task(tell()))
+    playing = asyncio.create_task(run.cast.load(run, endpoints.__getitem__))
+    try:
+        yield playing
+    finally:
+        for task in (*helpers, playing):
+            task.cancel()
+        await asyncio.gather(*helpers, playing, return_exceptions=True)

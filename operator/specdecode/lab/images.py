@@ -34,6 +34,8 @@ class Image:
     entrypoint: tuple[str, ...] = ()
     programs: Mapping[str, Sequence[str]] = field(default_factory=dict)
     variables: Callable[[str], Mapping[str, str]] = _no_variables
+    python: str = sys.executable
+    """The interpreter beside which the programs of the other uses are."""
 
     def install(self, folder: Path) -> Path:
         """Writes the image's programs as executable files into `folder`, which then goes first on the PATH."""
@@ -44,7 +46,7 @@ class Image:
         folder.mkdir(parents=True, exist_ok=True)
         for name, cases in rules.items():
             program = folder / name
-            program.write_text(_script(name, cases))
+            program.write_text(_script(name, cases, self.python))
             program.chmod(0o755)
         return folder
 
@@ -54,7 +56,7 @@ def find(images: Mapping[str, Image], name: str) -> Image | None:
     return next((image for pattern, image in images.items() if fnmatchcase(name, pattern)), None)
 
 
-def _script(name: str, cases: Mapping[str, Sequence[str]]) -> str:
+def _script(name: str, cases: Mapping[str, Sequence[str]], python: str) -> str:
     lines = ["#!/bin/sh"]
     for rest in sorted(cases, key=len, reverse=True):
         count = len(rest.split())
@@ -66,28 +68,35 @@ def _script(name: str, cases: Mapping[str, Sequence[str]]) -> str:
             else f'exec {command} "$@"'
         )
     if "" not in cases:
-        lines.append(f'exec {shlex.quote(str(Path(sys.executable).with_name(name)))} "$@"')
+        lines.append(f'exec {shlex.quote(str(Path(python).with_name(name)))} "$@"')
     return "\n".join(lines) + "\n"
 
 
-_SIMULATOR = (sys.executable, "-m", "specdecode.sim")
 _API_SERVER = "-m vllm.entrypoints.openai.api_server"
 
 
-def _emulated_version(image: str) -> Mapping[str, str]:
+def emulated_version(image: str) -> Mapping[str, str]:
+    """The environment in which the simulator emulates the vLLM version in the image's tag."""
     version = Version.from_image(image)
     return {} if version is None else {f"{PREFIX}VLLM_VERSION": str(version)}
 
 
-DEFAULT_IMAGES: Mapping[str, Image] = {
-    "*specdecode-operator*": Image(entrypoint=("specdecode",)),
-    "*vllm*": Image(
+def simulator(python: str = sys.executable) -> Image:
+    """The image of vLLM, simulated by this project where `python` is."""
+    program = (python, "-m", "specdecode.sim")
+    return Image(
         entrypoint=("vllm", "serve"),
         programs={
-            "vllm": _SIMULATOR,
-            f"python {_API_SERVER}": (*_SIMULATOR, "serve"),
-            f"python3 {_API_SERVER}": (*_SIMULATOR, "serve"),
+            "vllm": program,
+            f"python {_API_SERVER}": (*program, "serve"),
+            f"python3 {_API_SERVER}": (*program, "serve"),
         },
-        variables=_emulated_version,
-    ),
+        variables=emulated_version,
+        python=python,
+    )
+
+
+DEFAULT_IMAGES: Mapping[str, Image] = {
+    "*specdecode-operator*": Image(entrypoint=("specdecode",)),
+    "*vllm*": simulator(),
 }

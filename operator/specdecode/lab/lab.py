@@ -14,7 +14,7 @@ from specdecode.cluster.kube import Kube
 from specdecode.lab import audit, binaries, kubeconfig, manifests, probing
 from specdecode.lab.backoff import BackOff
 from specdecode.lab.container import Machine
-from specdecode.lab.controlplane import ADMIN, ControlPlane, User
+from specdecode.lab.controlplane import ADMIN, ControlPlane, User, loopback
 from specdecode.lab.eventually import eventually
 from specdecode.lab.images import DEFAULT_IMAGES, Image
 from specdecode.lab.lifeline import Lifeline
@@ -76,7 +76,7 @@ class Lab:
     async def _start(self, stack: AsyncExitStack, program: Path) -> None:
         if self._given_folder is None:
             self.folder = Path(tempfile.mkdtemp(prefix="specdecode-lab-"))
-            lifeline = Lifeline(temporary=self.folder)
+            lifeline = Lifeline(remove=[self.folder])
         else:
             self.folder = self._given_folder.resolve()
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ class Lab:
         subnet = Subnet.claim()
         stack.callback(subnet.close)
 
-        plane = self._control_plane = ControlPlane(self.folder, program, subnet, lifeline)
+        plane = self._control_plane = ControlPlane(self.folder, program, loopback(subnet), lifeline)
         user = User(f"system:node:{self._node.name}", ("system:nodes",))
         await plane.start([user])
         self.kube = await stack.enter_async_context(await Kube.connect(str(self.kubeconfig)))

@@ -58,14 +58,13 @@ class Child:
 
 
 class Lifeline:
-    """The children of one lab. `temporary`: a folder that the watchdog removes at the end."""
+    """The children of one lab. `remove`: folders that the watchdog removes at the end."""
 
-    def __init__(self, temporary: Path | None = None) -> None:
+    def __init__(self, remove: Sequence[Path] = ()) -> None:
         self._children: set[Child] = set()
         reading, self._pipe = os.pipe()
-        folders = [] if temporary is None else [str(temporary)]
         self._watchdog = subprocess.Popen(
-            [sys.executable, "-I", "-S", watchdog.__file__, *folders],
+            [sys.executable, "-I", "-S", watchdog.__file__, *map(str, remove)],
             stdin=reading,
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C in the terminal is for us, not for the watchdog

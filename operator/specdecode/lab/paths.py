@@ -15,6 +15,11 @@ def module_source() -> Path:
     return CHECKOUT / "lab" / "controlplane"
 
 
+def node_source() -> Path:
+    """The Go module of what real nodes run. It is not part of the wheel."""
+    return CHECKOUT / "lab" / "node"
+
+
 def cache() -> Path:
     """`$SPECDECODE_CACHE`, else `.cache` of the checkout that we run from, else `~/.cache/specdecode`."""
     if chosen := os.environ.get("SPECDECODE_CACHE"):
@@ -27,6 +32,11 @@ def cache() -> Path:
 def binaries() -> Path:
     """The folder of the built programs."""
     return cache() / "bin"
+
+
+def node_binaries() -> Path:
+    """The folder of the built programs of real nodes."""
+    return binaries() / "node"
 
 
 def lab_folder(name: str) -> Path:

@@ -22,7 +22,7 @@ from pathlib import Path
 from specdecode.lab import paths
 from specdecode.lab.errors import LabError
 
-_START_WITHIN = 90.0
+_START_WITHIN = 180.0
 _STOP_WITHIN = 30.0
 _EVERY = 0.1
 
@@ -36,12 +36,18 @@ class LabState:
     folder: str
     kubeconfig: str
     gpus: int
+    """Of each node."""
+    nodes: int
+    """Real ones; 0 for a process node."""
     since: float
 
 
-async def serve(name: str, gpus: int, ready: Callable[[LabState], None]) -> None:
+async def serve(name: str, gpus: int, nodes: int, ready: Callable[[LabState], None]) -> None:
     """Runs a lab until SIGINT or SIGTERM. Raises `LabError` if one of this name is up or this one cannot start."""
-    from specdecode.lab.lab import Lab  # late: all other commands start faster without the Kubernetes client
+    # Late: all other commands start faster without the Kubernetes client.
+    from specdecode.lab.lab import Lab
+    from specdecode.lab.realnodes import products
+    from specdecode.lab.realnodes.cluster import RealLab
 
     task = asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
@@ -50,14 +56,15 @@ async def serve(name: str, gpus: int, ready: Callable[[LabState], None]) -> None
     folder = paths.lab_folder(name)
     with _lock(name), suppress(asyncio.CancelledError):
         shutil.rmtree(folder, ignore_errors=True)
-        async with Lab(gpus, folder=folder) as lab:
-            state = LabState(name, os.getpid(), str(folder), str(lab.kubeconfig), gpus, time.time())
+        opening = RealLab(nodes, gpus, [products.build()], folder=folder) if nodes else Lab(gpus, folder=folder)
+        async with opening as lab:
+            state = LabState(name, os.getpid(), str(folder), str(lab.kubeconfig), gpus, nodes, time.time())
             (folder / "lab.json").write_text(json.dumps(asdict(state)))
             ready(state)
             await asyncio.Event().wait()
 
 
-def detach(name: str, gpus: int) -> LabState:
+def detach(name: str, gpus: int, nodes: int) -> LabState:
     """Starts a lab in a process of its own and returns once it is up. Raises `LabError` if that fails."""
     if find(name) is not None:
         raise LabError(f"lab {name} is up already: `specdecode lab down --name {name}` ends it")
@@ -65,7 +72,7 @@ def detach(name: str, gpus: int) -> LabState:
     log.parent.mkdir(parents=True, exist_ok=True)
     pid = os.posix_spawn(
         sys.executable,
-        [sys.executable, "-m", "specdecode.lab.supervisor", name, str(gpus)],
+        [sys.executable, "-m", "specdecode.lab.supervisor", name, str(gpus), str(nodes)],
         os.environ,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -144,10 +151,10 @@ def _is_locked(name: str) -> bool:
 
 
 def main() -> None:
-    """The detached process: `python -m specdecode.lab.supervisor NAME GPUS`."""
-    name, gpus = sys.argv[1:]
+    """The detached process: `python -m specdecode.lab.supervisor NAME GPUS NODES`."""
+    name, gpus, nodes = sys.argv[1:]
     try:
-        asyncio.run(serve(name, int(gpus), ready=lambda _: None))
+        asyncio.run(serve(name, int(gpus), int(nodes), ready=lambda _: None))
     except LabError as e:
         sys.exit(str(e))
 

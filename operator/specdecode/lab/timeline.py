@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
-from specdecode.lab.demo import MANAGED, NGRAM, OFF, PHASES, TITLES, Run
+from specdecode.lab.demo import MANAGED, NGRAM, OFF, TITLES, Run
 from specdecode.sim.load import Record
 
 Array = NDArray[np.float64]
@@ -54,7 +54,7 @@ def draw(run: Run, file: Path) -> None:
     profile.set_ylim(0, 1)
     profile.set_ylabel("runs")
     at = 0.0
-    for phase in PHASES:
+    for phase in run.cast.acts:
         for axis in (load, profile, tpot):
             axis.axvline(at, color="#dddddd", lw=0.8, zorder=0)
         load.text(at + 1, load.get_ylim()[1] * 0.95, phase.name, fontsize=8, va="top")

@@ -4,7 +4,7 @@ A program of its own (standard library only, started by `lifeline.py`). Its stan
 holds open. Lines on it name process groups: `123` has started, `-123` has ended. The end of the file means that the
 owner is gone, and also that no child is between its fork and its line: until then a child holds the pipe as well.
 
-Usage: watchdog.py [FOLDER], a folder to remove at the end.
+Usage: watchdog.py [FOLDER…]: folders to remove at the end, and cgroups.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 
 def main(folders: list[str]) -> None:
-    """Waits for the end of standard input, then kills what still runs and removes the folder."""
+    """Waits for the end of standard input, then kills what still runs and removes the folders."""
     groups: set[int] = set()
     for line in sys.stdin:
         number = int(line)

@@ -205,6 +205,8 @@ class Knowledge:
     tokens_per_step: float = 1.0
     """E when last measured: tokens that a request gets per step, every step counted."""
     tpot_seconds: float | None = None
+    prompt_length: float | None = None
+    """Mean tokens of a prompt when last measured: by it traffic of another kind is told while nothing is drafted."""
     step_times: tuple[StepTime, ...] = ()
     kv_cache_tokens: float | None = None
     """Size of an engine's KV cache when last measured: a draft model takes its memory from there."""
@@ -300,6 +302,7 @@ def learn(
                 # A step gives every request a token; at the edges of a window a few are counted on the wrong side.
                 tokens_per_step=max(1.0, measured.tokens_per_step or known.tokens_per_step),
                 tpot_seconds=measured.tpot_seconds or known.tpot_seconds,
+                prompt_length=measured.prompt_length or known.prompt_length,
             )
         if measured.kv_cache_tokens:
             known = replace(known, kv_cache_tokens=measured.kv_cache_tokens / measured.engines)

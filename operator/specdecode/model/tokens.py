@@ -6,7 +6,8 @@ draft models, far from it for n-gram).
 
 What was measured fades while the profile does not run, as an Ornstein-Uhlenbeck process in log(E - 1), into what is
 usual on this workload, or while that is not known into the method's prior: traffic changes, and a profile that does not
-run shows nothing. Where the drafts of the profile that does run fare visibly different, it fades as much quicker.
+run shows nothing. Where the drafts of the profile that does run fare visibly different, or prompts are of another
+length, it fades as much quicker.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ MEMORY = 6 * 3600.0
 """Seconds over which a measurement fades."""
 _MOVED = 0.7
 """Change of log(E - 1) of another profile that makes it fade as much as `MEMORY` does."""
+_SAME_KIND = 1.5
+"""Factor in the mean length of prompts that one kind of traffic varies by."""
+_OTHER_KIND = 2.0
+"""Change of log(E - 1) to be reckoned with per change of log(length) beyond that: prompts three times as long leave a
+tenth of what was known."""
 _FIRST = 3600.0
 """Seconds of this workload's own history that the prior is worth."""
 _USUAL_SD = 0.3
@@ -65,13 +71,47 @@ class Tokens:
 
 
 def moved(known: Mapping[str, Knowledge], profile: str) -> float:
-    """By how much log(E - 1) of the profile that ran beside this one has changed since this one was measured."""
+    """By how much log(E - 1) of this profile may have changed since it was measured, as far as what runs shows.
+
+    That is what the profile that ran beside it has changed by; without one that drafts, what prompts of another length
+    suggest: requests of another kind.
+    """
     drafts = known[profile].drafts if profile in known else None
-    if drafts is None or drafts.beside is None:
+    if drafts is None:
         return 0.0
+    if drafts.beside is None:
+        return _other_kind(known, known[profile])
     name, then = drafts.beside
     other = known[name].drafts if name in known else None
-    return abs(other.extra - then) if other is not None and other.measured_at > drafts.measured_at else 0.0
+    if other is None or other.measured_at <= drafts.measured_at:
+        return _other_kind(known, known[profile])
+    return abs(other.extra - then)
+
+
+def _other_kind(known: Mapping[str, Knowledge], measured: Knowledge) -> float:
+    newest = max(known.values(), key=lambda k: k.measured_at or 0.0)
+    if not newest.prompt_length or not measured.prompt_length:
+        return 0.0
+    factor = abs(math.log(newest.prompt_length / measured.prompt_length))
+    return max(0.0, factor - math.log(_SAME_KIND)) * _OTHER_KIND
+
+
+_NO_MISSES = 0.95
+"""Share of the steps that draft, from which n-gram is taken to draft at its misses too."""
+
+
+def matched(method: Method, drafts: Drafts | None) -> float:
+    """Share of the drafted tokens that a method meant: 1, but for n-gram on Model Runner V2.
+
+    That runner fills a step without a match with tokens that nobody expects to be accepted (vLLM >= 0.32,
+    v1/worker/gpu/spec_decode/ngram/speculator.py), V1 drafts nothing there. E is the same, and so are the chances of
+    all positions after the first, which is reached only where there was a match: if the first were like the second,
+    the misses are what it falls short.
+    """
+    if method is not Method.NGRAM or drafts is None or drafts.match < _NO_MISSES or len(drafts.chances) < 2:
+        return 1.0
+    first, second, *_ = drafts.chances
+    return first / second if first < second else 1.0
 
 
 def tokens(method: Method | None, drafts: Drafts | None, k: int, now: float, moved: float = 0.0) -> Tokens:

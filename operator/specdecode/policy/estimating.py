@@ -534,7 +534,7 @@ def _cost(o: Observation, pods: int) -> Cost:
     """What a change costs this workload: as the last one that was promoted showed, else the usual."""
     rules = o.policy.rollout
     analysis = rules.analysis.warmup + rules.analysis.duration
-    last = next((h for h in o.history if h.outcome is Outcome.SUCCESSFUL), None)
+    last = next((h for h in o.history if h.outcome is Outcome.SUCCESSFUL and not h.live), None)
     start = USUAL_START
     if last is not None:
         took = seconds_of(last.finished_at) - seconds_of(last.started_at)

@@ -25,8 +25,10 @@ from specdecode.policy.guards import (
     breaks_tpot_limit,
     fills_kv_cache,
     kv_squeezed,
+    of_what_was_meant,
     ttft_bound,
 )
+from specdecode.policy.live import can_be_live
 from specdecode.policy.observation import Estimates, Observation
 from specdecode.policy.options import configuration, describe
 from specdecode.policy.outlook import worth_of_trying
@@ -395,6 +397,8 @@ def strategy_forbids(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     workload = o.workload
     if workload is None or workload.strategy.get("type") != "Recreate" or o.policy.rollout.allow_unavailable:
         return None
+    if d.target is not None and not d.restart and can_be_live(o, d.target):
+        return None
     return (
         Reason.STRATEGY_FORBIDS,
         f"Deployment {workload.name} has strategy Recreate: set spec.rollout.allowUnavailable or use RollingUpdate",
@@ -467,7 +471,7 @@ def _barred(o: Observation, option: Option) -> str | None:
         # Another schedule of what runs.
         return None
     known, gain = o.knowledge.get(option.profile), o.estimates.gain(option)
-    rate = known.acceptance_rate if known and option.speculation is not None else None
+    rate = _acceptance_rate(o, option)
     floor = o.policy.guards.acceptance.disable_below
     if known is None or known.measured_at is None or rate is None or rate >= floor:
         return None
@@ -477,10 +481,16 @@ def _barred(o: Observation, option: Option) -> str | None:
     return f"its acceptance was {rate:.2f} {format_duration(round(age))} ago, below {floor:g}"
 
 
+def _acceptance_rate(o: Observation, option: Option) -> float | None:
+    known = o.knowledge.get(option.profile)
+    if option.speculation is None or known is None or known.acceptance_rate is None:
+        return None
+    return of_what_was_meant(o, option, known.acceptance_rate)
+
+
 def _needs_review(o: Observation, option: Option) -> bool:
     """Between the floors a profile must also keep the tail on its canary; so must one that was never measured."""
-    known = o.knowledge.get(option.profile)
-    rate = known.acceptance_rate if known else None
+    rate = _acceptance_rate(o, option)
     return option.speculation is not None and (rate is None or rate < o.policy.guards.acceptance.review_below)
 
 

@@ -12,10 +12,12 @@ from specdecode.api.v1alpha1 import DISABLED, Outcome
 from specdecode.model.cost import Option
 from specdecode.model.knowledge import DAY, ENOUGH_FOR_TAIL, Latencies
 from specdecode.model.measure import Measurement
+from specdecode.model.tokens import matched
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.observation import Estimates, Observation
 from specdecode.policy.options import describe
+from specdecode.vllm.capabilities import capabilities
 
 FULL = 0.95
 """Share of the KV cache in use from which requests wait for room or are preempted."""
@@ -41,7 +43,10 @@ DISPROVED_FOR = 4 * 3600.0
 def acceptance_below_floor(o: Observation) -> Decision | None:
     """Low acceptance is net negative: off, unless both sides of the cost were measured here and say otherwise."""
     floor, acceptance, off = o.policy.guards.acceptance.disable_below, o.estimates.acceptance, _off(o)
-    if o.active is None or acceptance is None or off is None or acceptance[0] >= floor:
+    if o.active is None or acceptance is None or off is None:
+        return None
+    rate = of_what_was_meant(o, o.active, acceptance[0])
+    if rate >= floor:
         return None
     gain, known = o.estimates.gain(off), o.knowledge.get(DISABLED)
     measured = gain is not None and known is not None and bool(known.step_times)
@@ -52,7 +57,7 @@ def acceptance_below_floor(o: Observation) -> Decision | None:
         return None
     return Decision(
         Reason.ACCEPTANCE_BELOW_FLOOR,
-        f"{describe(o.active)} gets {acceptance[0]:.2f} of its drafted tokens accepted, below the floor of {floor:g}",
+        f"{describe(o.active)} gets {rate:.2f} of its drafted tokens accepted, below the floor of {floor:g}",
         off,
         change=True,
         gain=gain,
@@ -123,6 +128,15 @@ def ttft_bound(o: Observation) -> Decision | None:
         change=True,
         required_gain=o.policy.objective.minimum_gain,
     )
+
+
+def of_what_was_meant(o: Observation, option: Option, rate: float) -> float:
+    """An acceptance rate as the floors mean it: without the misses that n-gram pads on Model Runner V2."""
+    known = o.knowledge.get(option.profile)
+    if option.speculation is None or known is None or o.menu is None or not capabilities(o.menu.version).ngram_may_pad:
+        return rate
+    share = matched(option.speculation.method, known.drafts)
+    return min(1.0, rate / share) if share > 0 else rate
 
 
 # --- options that would break a promise ---------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from specdecode.api.v1alpha1 import HistoryEntry, RolloutStatus, SpecDecodePolicySpec
+from specdecode.api.v1alpha1 import HistoryEntry, LiveSchedule, RolloutStatus, SpecDecodePolicySpec
 from specdecode.model.cost import Band, OfferedLoad, Option, Prediction
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Knowledge
@@ -16,6 +16,8 @@ from specdecode.model.measure import Measurement
 from specdecode.model.window import Window
 from specdecode.policy.options import Container, Menu
 from specdecode.policy.outlook import Cost, Outlook
+from specdecode.vllm.effective import Told
+from specdecode.vllm.live_schedule import ScheduleReport
 from specdecode.vllm.startup import Diagnosis
 
 
@@ -27,7 +29,7 @@ class Pod:
     revision: str
     """`pod-template-hash`: the ReplicaSet that it belongs to."""
     option: Option | None
-    """What its command line says it runs; None: nothing that we would have written."""
+    """What its command line and its live schedule say it runs; None: nothing that we would have written."""
     ready: bool
     restarts: int = 0
     waiting: str | None = None
@@ -39,12 +41,19 @@ class Pod:
     """Unix seconds."""
     window: Window = field(default_factory=lambda: Window(0.0))
     """Its metrics samples."""
+    told: Told | None = None
+    """What it says of its speculative configuration, where it has such an endpoint."""
     answered: bool = False
     """Whether it answered the scrape of this tick."""
     problem: str | None = None
     """Why it did not."""
     diagnosis: Diagnosis | None = None
     """Why its container failed or does not start; looked for in the pods of a change only."""
+
+    @property
+    def schedule(self) -> ScheduleReport | None:
+        """What its plugin for live schedules told last; None where it has none."""
+        return self.window.readings[-1].page.schedule if self.window.readings else None
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,8 @@ class Workload:
     """Its controller has seen the spec, all pods are of the current template and available, and it is not paused."""
     deployment: Mapping[str, Any]
     """The object itself."""
+    option: Option | None = None
+    """What its command line says, whatever a live schedule makes of it."""
 
     @property
     def strategy(self) -> Mapping[str, Any]:
@@ -165,12 +176,14 @@ class Observation:
     problem: Problem | None = None
     workload: Workload | None = None
     active: Option | None = None
-    """What the Deployment's template says."""
+    """What the Deployment's template and the live schedule say."""
     pods: tuple[Pod, ...] = ()
     adopted_at: float = 0.0
     """When the original command line was first seen, or seen to be changed by somebody else."""
     observing_since: float = 0.0
     """When this process began to measure: after a restart of the operator the windows are empty."""
+    live_schedule: LiveSchedule | None = None
+    """What the file says that the pods follow."""
     rollout: RolloutStatus | None = None
     history: tuple[HistoryEntry, ...] = ()
     """Newest first."""

@@ -17,6 +17,7 @@ from specdecode.model.histogram import Quantile
 from specdecode.model.knowledge import ENOUGH_FOR_TAIL
 from specdecode.model.measure import Measurement, Percentiles
 from specdecode.model.window import DraftingPart, drafting_parts, pods_together
+from specdecode.policy.guards import of_what_was_meant
 from specdecode.policy.observation import Observation, Pod
 
 SMALLEST = 0.2
@@ -90,7 +91,8 @@ def traffic(o: Observation, *, was_mixed: bool) -> Traffic:
         )
     if (widened := _since_speculation(o, m, ease)) is not None:
         return widened
-    (mean, p10, _, p90), floor = acceptance, o.policy.guards.acceptance.p10_below
+    rates = [of_what_was_meant(o, o.active, rate) for rate in acceptance] if o.active else acceptance
+    (mean, p10, _, p90), floor = rates, o.policy.guards.acceptance.p10_below
     if p10 < floor + (FLOOR_EASE if was_mixed else 0.0) and floor <= mean:
         return Traffic(
             True,

@@ -17,6 +17,7 @@ from specdecode.model.cost import Option
 from specdecode.model.estimate import Estimate, percent
 from specdecode.model.measure import Change, Measurement, measurement
 from specdecode.policy.observation import Pod
+from specdecode.policy.options import describe
 from specdecode.rollout.ending import Ending
 
 BLOCKS = 10
@@ -116,6 +117,9 @@ def in_force(pod: Pod, option: Option | None) -> str | None:
     k = option.speculation.num_speculative_tokens
     if k is not None and positions and positions != {k}:
         return f"pod {pod.name} drafts {max(positions)} tokens, not {k}"
+    report, schedule = pod.schedule, option.speculation.schedule
+    if report is not None and report.live and schedule and report.schedule != schedule:
+        return f"pod {pod.name} goes by another schedule than that of {describe(option)}"
     return None
 
 

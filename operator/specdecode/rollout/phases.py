@@ -16,28 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from specdecode.api.v1alpha1 import HistoryEntry, Interval, Outcome, RolloutPhase, RolloutStatus
+from specdecode.api.v1alpha1 import Outcome, RolloutPhase
 from specdecode.policy.clock import seconds_of, text_of
-from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.decision import Decision
 from specdecode.policy.gates import may_act
+from specdecode.policy.live import can_be_live, wanted
 from specdecode.policy.observation import Observation, Pod, Workload
-from specdecode.policy.options import (
-    Container,
-    Menu,
-    configuration,
-    describe,
-    fields_of,
-    marked,
-    option_of,
-    same,
-    unmarked,
-    with_fields,
-)
-from specdecode.rollout.analysis import Figure, compare, in_force, judge, value_of
+from specdecode.policy.options import Container, Menu, marked, option_of, same, unmarked, with_fields
+from specdecode.rollout import live
+from specdecode.rollout.analysis import in_force
+from specdecode.rollout.change import Change, because, begun
+from specdecode.rollout.change import Step as Step
+from specdecode.rollout.change import analysing as _analysing
 from specdecode.rollout.ending import Ending
-from specdecode.rollout.patch import Desired, borrowed, given_back, patch
+from specdecode.rollout.patch import Desired, given_back, patch
 from specdecode.vllm.unmanageable import Unmanageable
 
 NO_CAPACITY_AFTER = 60.0
@@ -49,25 +42,15 @@ SPARE = 1.1
 """Headroom that the other pods must have to give one up."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """What one tick makes of a change."""
-
-    rollout: RolloutStatus | None = None
-    """The change as it now stands; None: none is being made."""
-    desired: Desired | None = None
-    """What the Deployment should look like; None: leave it alone."""
-    finished: HistoryEntry | None = None
-    """The change that ended with this tick."""
-
-
 def advance(o: Observation, d: Decision) -> Step:
     """Starts, continues or ends a change."""
     if o.workload is None or o.menu is None:
         return Step(o.rollout)
     if o.rollout is None:
         return _begin(o, o.workload, o.menu, d) if may_act(o, d) else Step()
-    change = _Change(o, o.rollout, o.workload, o.menu)
+    if o.rollout.live_canary is not None:
+        return live.advance(live.LiveChange(o, o.rollout, o.workload, o.menu))
+    change = _Roll(o, o.rollout, o.workload, o.menu)
     if change.superseded:
         # What they changed stays. Our own part goes, if it is still there: it was not proven.
         end = change.roll_back if same(o.workload.container, change.target) else change.finish
@@ -83,50 +66,24 @@ def _begin(o: Observation, workload: Workload, menu: Menu, d: Decision) -> Step:
     target = menu.render(d.target)
     if isinstance(target, Unmanageable):
         return Step()
+    if not d.restart and (can_be_live(o, d.target) or (wanted(o) and same(target, workload.container))):
+        return live.begin(o, workload, menu, d)
     if d.restart:
         target = marked(target, text_of(o.now))
-    rollout = RolloutStatus(
-        id=f"{d.target.profile[:48]}-{int(o.now)}",
-        phase=RolloutPhase.STARTING,
-        policy_generation=o.generation,
-        source=configuration(o.active),
-        target=configuration(d.target),
-        reason=d.reason.value,
-        message=f"starting a {'fresh ' if d.restart else ''}canary of {describe(d.target)}: {d.message}"[:1024],
-        required_gain=d.required_gain,
-        protect_tail=d.protect_tail,
-        before=value_of(_compared_by(d.reason), o.estimates.measured) if o.estimates.measured else None,
+    rollout = begun(
+        o,
+        workload,
+        d,
+        target,
         load_correction=round(o.estimates.load_corrections.get(d.target.profile, 0.0), 4),
-        started_at=text_of(o.now),
-        phase_started_at=text_of(o.now),
         give_up_one=workload.strategy.get("type") == "Recreate",
-        source_fields=fields_of(workload.container),
-        target_fields=fields_of(target),
-        borrowed=borrowed(workload.deployment),
     )
-    return _Change(o, rollout, workload, menu).go_on()
-
-
-def _compared_by(reason: str) -> Figure:
-    """What a change is for is what its canary has to show."""
-    return _FIGURES.get(reason, Figure.TPOT)
-
-
-_FIGURES = {
-    Reason.TTFT_BOUND.value: Figure.TTFT,
-    Reason.KV_SQUEEZED.value: Figure.REQUEST,
-    Reason.RESTART_RESTORES.value: Figure.STEPS,
-}
+    return Step() if rollout is None else _Roll(o, rollout, workload, menu).go_on()
 
 
 @dataclass(frozen=True)
-class _Change:
-    """A change in the light of one observation."""
-
-    o: Observation
-    rollout: RolloutStatus
-    workload: Workload
-    menu: Menu
+class _Roll(Change):
+    """A change by new pods."""
 
     # --- what is seen ---
 
@@ -169,15 +126,6 @@ class _Change:
         rendered = None if option is None else self.menu.render(option)
         return rendered is None or isinstance(rendered, Unmanageable) or not same(rendered, unmarked(self.target))
 
-    @property
-    def age(self) -> float:
-        """Seconds in this phase."""
-        return self.o.now - seconds_of(self.rollout.phase_started_at)
-
-    @property
-    def late(self) -> bool:
-        return self.age > self.o.policy.rollout.progress_deadline
-
     def no_capacity(self, canary: Pod) -> bool:
         """Whether the canary has waited for a node long enough. A pod that is still ending still holds its GPU."""
         if canary.unschedulable_since is None or any(p.terminating for p in self.o.pods):
@@ -196,13 +144,6 @@ class _Change:
         if self.o.estimates.overloaded and target is not None and target.headroom > running.headroom:
             return True
         return running.headroom * (pods - 1) / pods > SPARE
-
-    def broken(self, pods: tuple[Pod, ...]) -> str | None:
-        """A pod that keeps dying will not get better."""
-        for pod in pods:
-            if pod.restarts >= 2 or (pod.restarts and pod.waiting == "CrashLoopBackOff"):
-                return f"pod {pod.name} restarted {pod.restarts} times{_because(pod)}"
-        return None
 
     # --- what follows ---
 
@@ -226,56 +167,8 @@ class _Change:
             paused=canary and any(p.unschedulable_since is None for p in self.canaries),
         )
 
-    def go_on(self, message: str | None = None, **update: Any) -> Step:
-        """Stays in the phase."""
-        if message is not None:
-            update["message"] = message[:1024]
-        change = _Change(self.o, self.rollout.model_copy(update=update), self.workload, self.menu)
-        return Step(change.rollout, change.desired())
 
-    def enter(self, phase: RolloutPhase, message: str, **update: Any) -> Step:
-        """Goes to another phase."""
-        return self.go_on(message, phase=phase, phase_started_at=text_of(self.o.now), **update)
-
-    def roll_back(self, outcome: Outcome, reason: Ending, message: str, gain: Interval | None = None) -> Step:
-        """Takes the change back."""
-        return self.enter(
-            RolloutPhase.ROLLING_BACK,
-            message,
-            outcome=outcome,
-            outcome_reason=str(reason),
-            gain=gain or self.rollout.gain,
-        )
-
-    def finish(self, outcome: Outcome, reason: Ending | str, message: str) -> Step:
-        """The template is what it shall be: give the borrowed fields back."""
-        return self.enter(RolloutPhase.FINISHING, message, outcome=outcome, outcome_reason=str(reason))
-
-    def finished(self) -> HistoryEntry:
-        """The change as the history keeps it."""
-        r = self.rollout
-        return HistoryEntry(
-            id=r.id,
-            policy_generation=r.policy_generation,
-            source=r.source,
-            target=r.target,
-            reason=r.reason,
-            outcome=r.outcome or Outcome.ERROR,
-            outcome_reason=r.outcome_reason or Ending.SUPERSEDED,
-            message=r.message,
-            gain=r.gain,
-            started_at=r.started_at,
-            finished_at=text_of(self.o.now),
-        )
-
-
-def _because(*pods: Pod) -> str:
-    """What is known to be wrong with the first of the pods, as the end of a sentence."""
-    diagnosis = pods[0].diagnosis if pods else None
-    return f"; {diagnosis}" if diagnosis is not None else ""
-
-
-def _starting(c: _Change) -> Step:
+def _starting(c: _Roll) -> Step:
     """Until the canary is ready."""
     target = c.rollout.target.profile
     if broken := c.broken(c.canaries):
@@ -286,7 +179,7 @@ def _starting(c: _Change) -> Step:
         return c.roll_back(
             Outcome.FAILED,
             Ending.CANARY_NOT_READY,
-            f"the canary of {target} was not ready within the progress deadline{_because(*c.canaries[:1])}",
+            f"the canary of {target} was not ready within the progress deadline{because(*c.canaries[:1])}",
         )
     canary = next(iter(c.canaries), None)
     if canary is None:
@@ -306,7 +199,7 @@ def _starting(c: _Change) -> Step:
             else "no node has room for the canary, and without one pod the others could not carry the load",
         )
     if not canary.ready:
-        return c.go_on(f"waiting for canary {canary.name} of {target} to be ready{_because(canary)}")
+        return c.go_on(f"waiting for canary {canary.name} of {target} to be ready{because(canary)}")
     return c.enter(
         RolloutPhase.ANALYSING,
         f"measuring canary {canary.name} of {target} against {len(c.baseline)} pods of {c.rollout.source.profile}",
@@ -314,45 +207,7 @@ def _starting(c: _Change) -> Step:
     )
 
 
-def _analysing(c: _Change) -> Step:
-    """Until canary and baseline can be told apart, or it is clear that they cannot."""
-    if broken := c.broken(c.canaries):
-        return c.roll_back(Outcome.FAILED, Ending.CANARY_CRASH_LOOPING, f"the canary failed under load: {broken}")
-    canaries = tuple(p for p in c.canaries if p.ready)
-    target = option_of(c.rollout.target, c.menu)
-    if wrong := next((w for p in canaries if (w := in_force(p, target))), None):
-        return c.roll_back(
-            Outcome.FAILED, Ending.NOT_IN_FORCE, f"the canary does not run {c.rollout.target.profile}: {wrong}"
-        )
-    # After a restart of the operator the windows are empty: what was measured before is measured again.
-    ready_at = seconds_of(c.rollout.canary_ready_at or c.rollout.phase_started_at)
-    since = max(ready_at, c.o.observing_since) + c.o.policy.rollout.analysis.warmup
-    figure = _compared_by(c.rollout.reason)
-    # A canary in the place of another pod has the load that it will have.
-    corrections = c.o.estimates.load_corrections
-    correction = corrections.get(c.rollout.target.profile, c.rollout.load_correction)
-    if c.rollout.give_up_one or figure is not Figure.TPOT:
-        correction = 0.0
-    comparison = compare(canaries, c.baseline, since, c.o.now, c.rollout.before, figure=figure, correction=correction)
-    verdict = judge(
-        comparison,
-        c.o.policy,
-        c.rollout.required_gain,
-        protect_tail=c.rollout.protect_tail,
-        decided_at=c.o.loads.at(seconds_of(c.rollout.started_at)),
-    )
-    if verdict is None:
-        if c.late:
-            return c.roll_back(Outcome.ERROR, Ending.ANALYSIS_OVERDUE, "no verdict within the progress deadline")
-        return c.go_on()
-    shown = verdict.gain
-    gain = None if shown is None else Interval(**{f: round(getattr(shown, f), 4) for f in ("value", "low", "high")})
-    if verdict.outcome is Outcome.SUCCESSFUL:
-        return c.enter(RolloutPhase.PROMOTING, verdict.message, gain=gain)
-    return c.roll_back(verdict.outcome, verdict.reason, verdict.message, gain)
-
-
-def _promoting(c: _Change) -> Step:
+def _promoting(c: _Roll) -> Step:
     """Until all pods are of the new template."""
     if broken := c.broken(c.canaries):
         return c.roll_back(
@@ -363,14 +218,14 @@ def _promoting(c: _Change) -> Step:
             Outcome.FAILED,
             Ending.PROGRESS_DEADLINE_EXCEEDED,
             "not all pods were replaced within the progress deadline"
-            + _because(*(p for p in c.canaries if p.diagnosis is not None)),
+            + because(*(p for p in c.canaries if p.diagnosis is not None)),
         )
     if not c.workload.settled:
         return c.go_on()
     return c.enter(RolloutPhase.VERIFYING, f"all pods replaced; verifying that they run {c.rollout.target.profile}")
 
 
-def _verifying(c: _Change) -> Step:
+def _verifying(c: _Roll) -> Step:
     """Until every pod's own metrics say that it runs the target."""
     target = option_of(c.rollout.target, c.menu)
     wrong = [w for p in c.canaries if (w := in_force(p, target))]
@@ -387,7 +242,7 @@ def _verifying(c: _Change) -> Step:
     return c.go_on()
 
 
-def _rolling_back(c: _Change) -> Step:
+def _rolling_back(c: _Roll) -> Step:
     """Until only pods of the old template are left, or the deadline: what keeps those from being ready is not ours."""
     r = c.rollout
     if same(c.workload.container, c.source) and (c.workload.settled or c.late):
@@ -395,7 +250,7 @@ def _rolling_back(c: _Change) -> Step:
     return c.go_on()
 
 
-def _finishing(c: _Change) -> Step:
+def _finishing(c: _Roll) -> Step:
     """Until the Deployment has back what the change borrowed."""
     desired = c.desired()
     if patch(c.workload.deployment, desired):
@@ -403,7 +258,7 @@ def _finishing(c: _Change) -> Step:
     return Step(finished=c.finished())
 
 
-_PHASES: dict[RolloutPhase, Callable[[_Change], Step]] = {
+_PHASES: dict[RolloutPhase, Callable[[_Roll], Step]] = {
     RolloutPhase.STARTING: _starting,
     RolloutPhase.ANALYSING: _analysing,
     RolloutPhase.PROMOTING: _promoting,

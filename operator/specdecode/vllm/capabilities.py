@@ -47,9 +47,10 @@ METHODS: Mapping[str, tuple[Span, ...]] = {
     "eagle": (_since(8, 3),),
     "eagle3": (_since(8, 5),),
     "mtp": (_since(11),),
-    "suffix": (_since(12),),
+    "suffix": (_since(11, 1),),
     "medusa": (_until(33),),
-    "mlp_speculator": (_until(33),),
+    # the V1 engine has never had a class that drafts with one (v1/worker/gpu_model_runner.py)
+    "mlp_speculator": (_until(10),),
     "extract_hidden_states": (_since(17),),
     "ngram_gpu": (_since(18),),
     "dflash": (_since(20),),
@@ -75,14 +76,14 @@ KEYS: Mapping[str, Span] = {
     "acceptance_method": _until(10),
     "posterior_threshold": _until(10),
     "posterior_alpha": _until(10),
-    "disable_logprobs": _until(12),
-    "speculative_token_tree": _from_to((9, 2), (21, 0)),
-    "enforce_eager": _since(12),
+    "disable_logprobs": _until(11, 1),
+    "speculative_token_tree": _from_to((9, 0), (21, 0)),
+    "enforce_eager": _since(11),
     "disable_padded_drafter_batch": _since(11),
-    "suffix_decoding_max_tree_depth": _since(12),
-    "suffix_decoding_max_cached_requests": _since(12),
-    "suffix_decoding_max_spec_factor": _since(12),
-    "suffix_decoding_min_token_prob": _since(12),
+    "suffix_decoding_max_tree_depth": _since(11, 1),
+    "suffix_decoding_max_cached_requests": _since(11, 1),
+    "suffix_decoding_max_spec_factor": _since(11, 1),
+    "suffix_decoding_min_token_prob": _since(11, 1),
     "parallel_drafting": _since(16),
     "draft_load_config": _since(17),
     "use_local_argmax_reduction": _since(17),
@@ -97,7 +98,7 @@ KEYS: Mapping[str, Span] = {
     "kv_cache_dtype": _since(26),
     "enable_adaptive_verification": _since(28),
     "dspark_draft_topk": _since(28),
-    "index_share_for_mtp_iteration": _since(30),
+    "index_share_for_mtp_iteration": _since(29),
     "disable_eagle_block_drop": _since(30),
     "disable_lookahead_block_hashes": _since(33),
     "draft_lm_head_quantization": _since(33),
@@ -147,8 +148,18 @@ class Capabilities:
 
     @property
     def per_request_metrics(self) -> bool:
-        """Whether `--per-request-spec-decode-metrics` is accepted: from 0.30; refused without a speculative config."""
-        return self.version in _since(30)
+        """Whether `--per-request-spec-decode-metrics` is accepted: from 0.29; refused without a speculative config."""
+        return self.version in _since(29)
+
+    @property
+    def needs_ngram_window(self) -> bool:
+        """Whether n-gram is refused without `prompt_lookup_max`: it has a default from 0.8.2 (config.py:2020)."""
+        return self.version in _until(8, 2)
+
+    @property
+    def ngram_may_pad(self) -> bool:
+        """Whether n-gram may draft K tokens where it found no match: Model Runner V2 does, which runs it from 0.32."""
+        return self.version in _since(32)
 
     @property
     def schedule(self) -> bool:

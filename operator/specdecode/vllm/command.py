@@ -226,7 +226,7 @@ def _check_profile_argument(flag: str, speculation: Speculation | None, can: Cap
         if speculation is None:
             problem = "stops vLLM from starting without speculation; leave it out of this profile"
         elif not can.per_request_metrics:
-            problem = f"is not known to vLLM {can.version}; leave it out or use 0.30 or newer"
+            problem = f"is not known to vLLM {can.version}; leave it out or use 0.29 or newer"
     elif name in SPECULATIVE:
         problem = "is written by the operator; use the profile's own fields"
     elif name == "--config":

@@ -207,6 +207,8 @@ def _problem(
     if name is not None and not capabilities.method(name, v1_engine_forced):
         forced = " with VLLM_USE_V1=1" if v1_engine_forced and capabilities.method(name) else ""
         return f"vLLM {version} cannot run the method {name}{forced}; choose another method or vLLM version"
+    if speculation.method is Method.NGRAM and speculation.prompt_lookup_max is None and capabilities.needs_ngram_window:
+        return f"vLLM {version} has no default for prompt_lookup_max; set it, and prompt_lookup_min if need be"
     threshold = speculation.disable_by_batch_size
     if threshold is not None and threshold < 2:
         return f"disable_by_batch_size is {threshold}; vLLM wants 2 or more"
@@ -254,7 +256,9 @@ def _schedule_problem(
     if not capabilities.schedule_method(speculation.vllm_method or ""):
         return f"vLLM {version} drops K by batch size for {speculation.vllm_method}; leave {SCHEDULE} out"
     if capabilities.schedule_unsafe_with_data_parallel and data_parallel_size != 1:
-        return f"vLLM {version} may hang with {SCHEDULE} and data parallelism; leave one out or use 0.26 or newer"
+        return f"vLLM {version} may hang with {SCHEDULE} and data parallelism; leave one out"
+    if capabilities.schedule_dropped_with_data_parallel and data_parallel_size != 1:
+        return f"vLLM {version} drops {SCHEDULE} with data parallelism; leave one out"
     if speculation.schedule[0].start != 1:
         return f"{SCHEDULE} starts at batch size {speculation.schedule[0].start}; the first range must start at 1"
     before = 0

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from specdecode.vllm.exposition import PageError as PageError
 from specdecode.vllm.exposition import Sample, check_end, parse_series, pick
+from specdecode.vllm.live_schedule import METRIC, ScheduleReport, read_report
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,8 @@ class Page:
     http_requests: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """Answers by (path, status) of the paths that generate text; vLLM groups statuses as "2xx", "4xx", "5xx". A pair
     appears with its first answer."""
+    schedule: ScheduleReport | None = None
+    """What the plugin for live schedules tells; None: the server has none."""
 
 
 class _Kind(NamedTuple):
@@ -144,6 +147,7 @@ _KINDS: dict[bytes, _Kind] = {
     },
     # Samples of the page rather than of a model's engine.
     b"vllm:cache_config_info": _Kind("cache_config"),
+    METRIC.encode(): _Kind("live_schedule"),
     b"http_requests_total": _Kind("http_requests"),
     b"process_start_time_seconds": _Kind("process_start"),
 }
@@ -193,6 +197,7 @@ def read_page(text: bytes) -> Page:
     return Page(
         engines=read,
         process_start=_finite(page.get("process_start", {}).get("")),
+        schedule=next(iter(page.get("live_schedule", _NOTHING)), None),
         http_requests={
             (path, status): count
             for (path, method, status), count in page.get("http_requests", {}).items()
@@ -208,6 +213,8 @@ def _slot(series: bytes) -> tuple[tuple[str, str] | None, _Kind, Any]:
     kind = _KINDS[name]
     if kind.field == "process_start":
         return None, kind, ""
+    if kind.field == "live_schedule":
+        return None, kind, read_report(labels)
     if kind.field == "http_requests":
         return None, kind, (labels.get("handler", ""), labels.get("method", "POST"), labels.get("status", ""))
     if kind.field == "cache_config":

@@ -19,6 +19,7 @@ from specdecode.api.v1alpha1 import (
     RolloutPhase,
     SpecDecodePolicyStatus,
 )
+from specdecode.controller.conditions import Troubles
 from specdecode.controller.loop import merge_patch
 from specdecode.controller.report import PROFILES, REFRESH_TICKS, Notice, notices, report
 from specdecode.model.knowledge import Knowledge, StepTime
@@ -189,7 +190,7 @@ def test_a_memory_that_cannot_be_used_is_told_with_an_event_and_so_is_its_end() 
     d = decide(o)
     well = report(o, d, Step(), EMPTY)
     assert (condition(well, "MemoryUsable").status, condition(well, "MemoryUsable").reason) == ("True", "MemoryKept")
-    bad = report(o, d, Step(), well, Unusable(Trouble.CORRUPT, "it is not JSON"))
+    bad = report(o, d, Step(), well, Troubles(Unusable(Trouble.CORRUPT, "it is not JSON")))
     found = condition(bad, "MemoryUsable")
     assert (found.status, found.reason, found.message) == ("False", "MemoryCorrupt", "it is not JSON")
     assert notices(well, bad) == [Notice("Warning", "MemoryCorrupt", "it is not JSON")]

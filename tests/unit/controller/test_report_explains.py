@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from specdecode.api.v1alpha1 import BandStatus, BatchRangeStatus, SpecDecodePolicyStatus
 from specdecode.controller import report as reporting
+from specdecode.controller.conditions import NO_TROUBLES
 from specdecode.controller.report import TURNING, report
 from specdecode.model.cost import Band, CostModel
 from specdecode.model.estimate import Estimate
@@ -42,7 +43,7 @@ def after(
     o: Observation, before: SpecDecodePolicyStatus = EMPTY, model: CostModel | None = None
 ) -> SpecDecodePolicyStatus:
     d = decide(o)
-    return report(o, d, Step(), before, None, model)
+    return report(o, d, Step(), before, NO_TROUBLES, model)
 
 
 def profile(status: SpecDecodePolicyStatus, name: str) -> Any:
@@ -211,5 +212,5 @@ def test_during_a_change_there_are_no_turning_points(counted: Counted) -> None:
     d = decide(o)
     step = advance(o, d)
     assert step.rollout is not None
-    status = report(o, d, step, EMPTY, None, latest.model)
+    status = report(o, d, step, EMPTY, NO_TROUBLES, latest.model)
     assert status.recommendation is not None and status.recommendation.turning_points == [] and counted.times == 0

@@ -20,16 +20,25 @@ from specdecode.controller.telemetry import Telemetry
 from specdecode.model.memory import Trouble
 from specdecode.policy import decision
 from specdecode.policy.gates import BRAKES, CHAIN
+from specdecode.policy.live import NotLive
 from specdecode.policy.observation import Obstacle
 from specdecode.rollout.ending import Ending
 from specdecode.vllm import unmanageable
+from specdecode.vllm.effective import Mismatch
 from specdecode.vllm.startup_failures import Failure
 
 REPOSITORY = Path(__file__).parents[3]
 SOURCE = REPOSITORY / "operator/specdecode"
 DOCUMENTS = {
     str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8")
-    for pattern in ("*.md", "docs/**/*.md", "charts/*/*.md", "operator/specdecode/data/*.md", "benchmarks/*.md")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "charts/*/*.md",
+        "operator/specdecode/data/*.md",
+        "benchmarks/*.md",
+        "plugin/*.md",
+    )
     for path in sorted(REPOSITORY.glob(pattern))
 }
 OPERATIONS = DOCUMENTS["docs/operations.md"]
@@ -207,6 +216,10 @@ def test_every_reason_is_explained() -> None:
 def test_every_reason_not_to_manage_a_workload_is_explained() -> None:
     obstacles = {o.value for o in Obstacle}
     assert {r.value for r in unmanageable.Reason} | obstacles <= rows(OPERATIONS, 0)
+
+
+def test_every_way_in_which_an_engine_may_differ_and_a_schedule_not_be_live_is_explained() -> None:
+    assert {m.value for m in Mismatch} | {n.value for n in NotLive} <= rows(OPERATIONS, 0)
 
 
 def test_every_reason_why_the_memory_cannot_be_used_is_explained() -> None:

@@ -123,6 +123,32 @@ def test_without_a_newer_measurement_of_the_other_nothing_is_seen(known: dict[st
     assert moved(known, "ngram") == 0.0
 
 
+def of_length(then: float | None, now: float | None, *, later: float = HOUR) -> dict[str, Knowledge]:
+    """N-gram was measured on prompts of one length; they have another now that nothing is drafted."""
+    return {
+        "ngram": Knowledge(NOW - later, drafts=drafts(5, 0.1, later), prompt_length=then),
+        "disabled": Knowledge(NOW, prompt_length=now),
+    }
+
+
+def test_while_nothing_is_drafted_prompts_of_another_length_tell_that_the_traffic_has_changed() -> None:
+    assert moved(of_length(200.0, 200.0), "ngram") == moved(of_length(200.0, 260.0), "ngram") == 0.0
+    assert moved(of_length(60.0, 200.0), "ngram") == pytest.approx(moved(of_length(200.0, 60.0), "ngram"))
+    prior, seen = tokens(Method.NGRAM, None, 5, NOW).per_step, drafts(5, 0.1, HOUR)
+    turned = tokens(Method.NGRAM, seen, 5, NOW, moved(of_length(60.0, 200.0), "ngram")).per_step
+    same = tokens(Method.NGRAM, seen, 5, NOW).per_step
+    assert abs(turned - prior) < 0.35 * abs(same - prior)
+
+
+@pytest.mark.parametrize(
+    "known",
+    [of_length(None, 200.0), of_length(60.0, None), of_length(60.0, 200.0, later=-HOUR)],
+    ids=["then", "now", "newer"],
+)
+def test_prompts_whose_length_is_not_known_tell_nothing(known: dict[str, Knowledge]) -> None:
+    assert moved(known, "ngram") == 0.0
+
+
 def test_a_clock_that_went_back_makes_nothing_fresher_than_fresh() -> None:
     seen = drafts()
     assert tokens(Method.NGRAM, seen, 5, NOW - HOUR) == tokens(Method.NGRAM, seen, 5, NOW)

@@ -225,7 +225,8 @@ CANNOT: list[tuple[str, Speculation, dict[str, Any], str]] = [
     ("0.6.2", NGRAM, {}, "too old"),
     ("0.12.0", Speculation(Method.NGRAM, 4, disable_by_batch_size=8), {}, "does not honour disable_by_batch_size"),
     ("0.9.2", Speculation(Method.NGRAM, 4, disable_by_batch_size=8), {}, "does not honour disable_by_batch_size"),
-    ("0.7.3", Speculation(Method.NGRAM, 4, disable_by_batch_size=1), {}, "2 or more"),
+    ("0.7.3", Speculation(Method.NGRAM, 4, prompt_lookup_max=4, disable_by_batch_size=1), {}, "2 or more"),
+    ("0.7.3", Speculation(Method.NGRAM, 4), {}, "no default for prompt_lookup_max"),
     ("0.23.0", Speculation(Method.NGRAM, 4, schedule=(BatchRange(1, 8, 4),)), {}, "does not know num_speculative"),
     ("0.24.0", Speculation(Method.NGRAM, 4, schedule=(BatchRange(2, 8, 4),)), {}, "start at 1"),
     ("0.24.0", Speculation(Method.NGRAM, 4, schedule=(BatchRange(1, 8, 5),)), {}, "K must be"),
@@ -240,7 +241,7 @@ CANNOT: list[tuple[str, Speculation, dict[str, Any], str]] = [
     ),
     ("0.24.0", Speculation(Method.NGRAM, 4, extra={"posterior_alpha": 0.3}), {}, "does not know posterior_alpha"),
     ("0.24.0", Speculation(Method.DRAFT_MODEL, 4, model="org/eagle3"), {}, "differently"),
-    ("0.8.1", Speculation(Method.NGRAM, 4, extra={"revision": "x"}), {}, "does not know revision"),
+    ("0.8.1", Speculation(Method.NGRAM, 4, prompt_lookup_max=4, extra={"revision": "x"}), {}, "not know revision"),
     ("0.24.0", Speculation(Method.DISABLED), {}, "no speculation"),
 ]
 

@@ -1,0 +1,1 @@
+"""vLLM releases, checked against their own code: `make compatibility`."""

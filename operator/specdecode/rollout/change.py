@@ -1,0 +1,195 @@
+"""What every change has in common, a roll and one without a restart: its transitions, and the measuring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from specdecode.api.v1alpha1 import HistoryEntry, Interval, Outcome, RolloutPhase, RolloutStatus
+from specdecode.policy.clock import seconds_of, text_of
+from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.observation import Observation, Pod, Workload
+from specdecode.policy.options import Container, Menu, configuration, describe, fields_of, option_of
+from specdecode.rollout.analysis import Figure, compare, in_force, judge, value_of
+from specdecode.rollout.ending import Ending
+from specdecode.rollout.patch import Desired, borrowed
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one tick makes of a change."""
+
+    rollout: RolloutStatus | None = None
+    """The change as it now stands; None: none is being made."""
+    desired: Desired | None = None
+    """What the Deployment should look like; None: leave it alone."""
+    finished: HistoryEntry | None = None
+    """The change that ended with this tick."""
+
+
+def begun(o: Observation, workload: Workload, d: Decision, target: Container, **fields: Any) -> RolloutStatus | None:
+    """The status of a change that begins; None: there is nothing to change."""
+    if d.target is None or o.active is None:
+        return None
+    return RolloutStatus(
+        id=f"{d.target.profile[:48]}-{int(o.now)}",
+        phase=RolloutPhase.STARTING,
+        policy_generation=o.generation,
+        source=configuration(o.active),
+        target=configuration(d.target),
+        reason=d.reason.value,
+        message=f"starting a {'fresh ' if d.restart else ''}canary of {describe(d.target)}: {d.message}"[:1024],
+        required_gain=d.required_gain,
+        protect_tail=d.protect_tail,
+        before=value_of(_compared_by(d.reason), o.estimates.measured) if o.estimates.measured else None,
+        started_at=text_of(o.now),
+        phase_started_at=text_of(o.now),
+        source_fields=fields_of(workload.container),
+        target_fields=fields_of(target),
+        borrowed=borrowed(workload.deployment),
+        **fields,
+    )
+
+
+def _compared_by(reason: str) -> Figure:
+    """What a change is for is what its canary has to show."""
+    return _FIGURES.get(reason, Figure.TPOT)
+
+
+_FIGURES = {
+    Reason.TTFT_BOUND.value: Figure.TTFT,
+    Reason.KV_SQUEEZED.value: Figure.REQUEST,
+    Reason.RESTART_RESTORES.value: Figure.STEPS,
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change in the light of one observation."""
+
+    o: Observation
+    rollout: RolloutStatus
+    workload: Workload
+    menu: Menu
+
+    # --- what is seen ---
+
+    @property
+    def canaries(self) -> tuple[Pod, ...]:
+        """The pods that run the target."""
+        raise NotImplementedError
+
+    @property
+    def baseline(self) -> tuple[Pod, ...]:
+        """The ready pods that do not."""
+        raise NotImplementedError
+
+    @property
+    def age(self) -> float:
+        """Seconds in this phase."""
+        return self.o.now - seconds_of(self.rollout.phase_started_at)
+
+    @property
+    def late(self) -> bool:
+        """Whether this phase has taken longer than the policy allows."""
+        return self.age > self.o.policy.rollout.progress_deadline
+
+    def broken(self, pods: tuple[Pod, ...]) -> str | None:
+        """A pod that keeps dying will not get better."""
+        for pod in pods:
+            if pod.restarts >= 2 or (pod.restarts and pod.waiting == "CrashLoopBackOff"):
+                return f"pod {pod.name} restarted {pod.restarts} times{because(pod)}"
+        return None
+
+    # --- what follows ---
+
+    def desired(self) -> Desired | None:
+        """What the Deployment should look like in the phase that the change is in; None: leave it alone."""
+        return None
+
+    def go_on(self, message: str | None = None, **update: Any) -> Step:
+        """Stays in the phase."""
+        if message is not None:
+            update["message"] = message[:1024]
+        change = replace(self, rollout=self.rollout.model_copy(update=update))
+        return Step(change.rollout, change.desired())
+
+    def enter(self, phase: RolloutPhase, message: str, **update: Any) -> Step:
+        """Goes to another phase."""
+        return self.go_on(message, phase=phase, phase_started_at=text_of(self.o.now), **update)
+
+    def roll_back(self, outcome: Outcome, reason: Ending, message: str, gain: Interval | None = None) -> Step:
+        """Takes the change back."""
+        return self.enter(
+            RolloutPhase.ROLLING_BACK,
+            message,
+            outcome=outcome,
+            outcome_reason=str(reason),
+            gain=gain or self.rollout.gain,
+        )
+
+    def finish(self, outcome: Outcome, reason: Ending | str, message: str) -> Step:
+        """The template is what it shall be: give the borrowed fields back."""
+        return self.enter(RolloutPhase.FINISHING, message, outcome=outcome, outcome_reason=str(reason))
+
+    def finished(self) -> HistoryEntry:
+        """The change as the history keeps it."""
+        r = self.rollout
+        return HistoryEntry(
+            id=r.id,
+            policy_generation=r.policy_generation,
+            source=r.source,
+            target=r.target,
+            reason=r.reason,
+            live=r.live_canary is not None,
+            outcome=r.outcome or Outcome.ERROR,
+            outcome_reason=r.outcome_reason or Ending.SUPERSEDED,
+            message=r.message,
+            gain=r.gain,
+            started_at=r.started_at,
+            finished_at=text_of(self.o.now),
+        )
+
+
+def because(*pods: Pod) -> str:
+    """What is known to be wrong with the first of the pods, as the end of a sentence."""
+    diagnosis = pods[0].diagnosis if pods else None
+    return f"; {diagnosis}" if diagnosis is not None else ""
+
+
+def analysing(c: Change) -> Step:
+    """Until canary and baseline can be told apart, or it is clear that they cannot."""
+    if broken := c.broken(c.canaries):
+        return c.roll_back(Outcome.FAILED, Ending.CANARY_CRASH_LOOPING, f"the canary failed under load: {broken}")
+    canaries = tuple(p for p in c.canaries if p.ready)
+    target = option_of(c.rollout.target, c.menu)
+    if wrong := next((w for p in canaries if (w := in_force(p, target))), None):
+        return c.roll_back(
+            Outcome.FAILED, Ending.NOT_IN_FORCE, f"the canary does not run {c.rollout.target.profile}: {wrong}"
+        )
+    # After a restart of the operator the windows are empty: what was measured before is measured again.
+    ready_at = seconds_of(c.rollout.canary_ready_at or c.rollout.phase_started_at)
+    since = max(ready_at, c.o.observing_since) + c.o.policy.rollout.analysis.warmup
+    figure = _compared_by(c.rollout.reason)
+    # A canary in the place of another pod has the load that it will have.
+    corrections = c.o.estimates.load_corrections
+    correction = corrections.get(c.rollout.target.profile, c.rollout.load_correction)
+    if c.rollout.give_up_one or c.rollout.live_canary or figure is not Figure.TPOT:
+        correction = 0.0
+    comparison = compare(canaries, c.baseline, since, c.o.now, c.rollout.before, figure=figure, correction=correction)
+    verdict = judge(
+        comparison,
+        c.o.policy,
+        c.rollout.required_gain,
+        protect_tail=c.rollout.protect_tail,
+        decided_at=c.o.loads.at(seconds_of(c.rollout.started_at)),
+    )
+    if verdict is None:
+        if c.late:
+            return c.roll_back(Outcome.ERROR, Ending.ANALYSIS_OVERDUE, "no verdict within the progress deadline")
+        return c.go_on()
+    shown = verdict.gain
+    gain = None if shown is None else Interval(**{f: round(getattr(shown, f), 4) for f in ("value", "low", "high")})
+    if verdict.outcome is Outcome.SUCCESSFUL:
+        return c.enter(RolloutPhase.PROMOTING, verdict.message, gain=gain)
+    return c.roll_back(verdict.outcome, verdict.reason, verdict.message, gain)
