@@ -44,7 +44,7 @@ async def fork_server(installation: Installation) -> AsyncIterator[Mapping[str, 
     Raises `LabError` if it does not get ready.
     """
     folder = Path(tempfile.mkdtemp(prefix="specdecode-vllm-"))
-    lifeline = Lifeline(temporary=folder)
+    lifeline = Lifeline([folder])
     try:
         address, log = folder / "socket", folder / "log"
         inherited = {name: os.environ[name] for name in _FROM_THE_MACHINE if name in os.environ}
