@@ -112,9 +112,22 @@ def _is_flag(word: Word) -> bool:
     return text is not None and len(text) > 1 and text[0] == "-" and not text[1].isdigit() and text[1] != "."
 
 
+_SHORTEST = {
+    "--max-num-seqs": "--max-num-se",
+    "--max-num-batched-tokens": "--max-num-b",
+    "--tensor-parallel-size": "--tensor-p",
+    "--pipeline-parallel-size": "--pipeline-p",
+    "--enforce-eager": "--enforce",
+}
+"""Flags that we read, and what argparse takes for them at the shortest in every release that was checked."""
+
+
 def canonical(flag: str) -> str:
     """The full name of a flag (without key and value): `--tensor_parallel_size`, `-tp` → `--tensor-parallel-size`."""
-    return flag.replace("_", "-") if flag.startswith("--") else _ALIASES.get(flag, flag)
+    if not flag.startswith("--"):
+        return _ALIASES.get(flag, flag)
+    name = flag.replace("_", "-")
+    return next((full for full, least in _SHORTEST.items() if full.startswith(name) and name.startswith(least)), name)
 
 
 def is_switch(flag: str) -> bool:

@@ -33,7 +33,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "vllm": f'printf "%s\\0" "$@" > {path}/argv',
         "python3": f'shift 2; printf "%s\\0" serve "$@" > {path}/argv',
         "tee": "exec cat > /dev/null",
-        **dict.fromkeys(("pip", "ray", "sleep", "curl", "nvidia-smi"), "exit 0"),
+        **dict.fromkeys(("pip", "apt-get", "ray", "sleep", "curl", "nvidia-smi"), "exit 0"),
     }
     for name, script in scripts.items():
         (path / name).write_text(f"#!/bin/sh\n{script}\n")
