@@ -18,8 +18,8 @@ NO_SLOWER = 1.1
 """Factor by which they may be slower where it does not, once the operator has reacted."""
 
 
-def draft(model: str) -> Json:
-    return {"name": "draft", "method": "DraftModel", "numSpeculativeTokens": 3, "draftModel": {"model": model}}
+def draft(name: str, model: str) -> Json:
+    return {"name": name, "method": "DraftModel", "numSpeculativeTokens": 3, "draftModel": {"model": model}}
 
 
 async def test_ngram_comes_with_traffic_that_suits_it_and_goes_and_comes_back(scene: VllmScene) -> None:
@@ -49,13 +49,13 @@ async def test_ngram_comes_with_traffic_that_suits_it_and_goes_and_comes_back(sc
 async def test_a_draft_that_is_no_good_is_taken_back_and_a_good_one_is_kept(scene: VllmScene) -> None:
     await scene.start(1, model=PADDED)
     scene.ask(summaries(2))
-    await scene.lab.apply([vllm_policy([draft(TARGET)])], scene.namespace)
+    await scene.lab.apply([vllm_policy([draft("large-draft", TARGET)])], scene.namespace)
     bad = await scene.until_changed(1)
-    assert (bad["target"]["profile"], bad["outcome"]) == ("draft", "Failed")
+    assert (bad["target"]["profile"], bad["outcome"]) == ("large-draft", "Failed")
     assert scene.status["activeProfile"] == "disabled"
 
-    await scene.lab.apply([vllm_policy([draft(CUT)])], scene.namespace)
+    await scene.lab.apply([vllm_policy([draft("small-draft", CUT)])], scene.namespace)
     good = await scene.until_changed(2)
-    assert (good["target"]["profile"], good["outcome"]) == ("draft", "Successful")
+    assert (good["target"]["profile"], good["outcome"]) == ("small-draft", "Successful")
     assert good["gain"]["low"] > 0
     await scene.assert_all_served()
