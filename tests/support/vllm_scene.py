@@ -16,7 +16,7 @@ from support.scene import NAME, Scene, deployment, policy, ready
 ALONE = "chat-off"
 UP = 120.0
 """Seconds for a Deployment to be up; machines may be busy."""
-CHANGE = 300.0
+CHANGE = 240.0
 """Seconds for a change from its start to its end."""
 NGRAM: Json = {
     "name": "ngram",
@@ -113,6 +113,16 @@ class VllmScene(Scene):
             f"change {changes} to end", lambda: len(self.history) >= changes and self.settled, within=CHANGE
         )
         return self.history[0]
+
+    async def until_runs(self, profile: str) -> Json:
+        """The change that brought a profile, once it runs. A canary may have been inconclusive before: where the
+        machine has other things to do, few requests do not tell, and the operator tries again."""
+
+        def found() -> Json | None:
+            done = self.history and self.phase is None and self.settled and self.status.get("activeProfile") == profile
+            return self.history[0] if done else None
+
+        return await self.until(f"{profile} to run", found, within=2 * CHANGE) or {}
 
     async def measured(self, seconds: float) -> dict[str, Figures]:
         """What the clients of each Deployment measure from now on, of requests that begin in this time."""

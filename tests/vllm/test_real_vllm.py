@@ -10,7 +10,7 @@ from specdecode.lab.realvllm.installation import CUT, PADDED, TARGET
 from support.scene import NAME, Json
 from support.vllm_scene import ALONE, NGRAM, VllmScene, vllm_policy
 
-pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1500)]
 
 FASTER = 1.5
 """Factor by which tokens must come faster than without speculation where it suits the traffic."""
@@ -18,8 +18,8 @@ NO_SLOWER = 1.1
 """Factor by which they may be slower where it does not, once the operator has reacted."""
 
 
-def draft(model: str) -> Json:
-    return {"name": "draft", "method": "DraftModel", "numSpeculativeTokens": 3, "draftModel": {"model": model}}
+def draft(name: str, model: str) -> Json:
+    return {"name": name, "method": "DraftModel", "numSpeculativeTokens": 3, "draftModel": {"model": model}}
 
 
 async def test_ngram_comes_with_traffic_that_suits_it_and_goes_and_comes_back(scene: VllmScene) -> None:
@@ -27,21 +27,21 @@ async def test_ngram_comes_with_traffic_that_suits_it_and_goes_and_comes_back(sc
     for name in (NAME, ALONE):
         scene.ask(summaries(2), of=name)
     await scene.lab.apply([vllm_policy([NGRAM])], scene.namespace)
-    on = await scene.until_changed(1)
+    on = await scene.until_runs("ngram")
     assert (on["target"]["profile"], on["outcome"]) == ("ngram", "Successful")
     favourable = await scene.measured(40)
     assert favourable[ALONE].tpot > FASTER * favourable[NAME].tpot
 
     for name in (NAME, ALONE):
         scene.ask(hot_chat(3), of=name)
-    off = await scene.until_changed(2)
+    off = await scene.until_runs("disabled")
     assert (off["target"]["profile"], off["outcome"]) == ("disabled", "Successful")
     unfavourable = await scene.measured(40)
     assert unfavourable[NAME].tpot < NO_SLOWER * unfavourable[ALONE].tpot
 
     for name in (NAME, ALONE):
         scene.ask(summaries(2), of=name)
-    back = await scene.until_changed(3)
+    back = await scene.until_runs("ngram")
     assert (back["target"]["profile"], back["outcome"]) == ("ngram", "Successful")
     await scene.assert_all_served()
 
@@ -49,13 +49,13 @@ async def test_ngram_comes_with_traffic_that_suits_it_and_goes_and_comes_back(sc
 async def test_a_draft_that_is_no_good_is_taken_back_and_a_good_one_is_kept(scene: VllmScene) -> None:
     await scene.start(1, model=PADDED)
     scene.ask(summaries(2))
-    await scene.lab.apply([vllm_policy([draft(TARGET)])], scene.namespace)
+    await scene.lab.apply([vllm_policy([draft("large-draft", TARGET)])], scene.namespace)
     bad = await scene.until_changed(1)
-    assert (bad["target"]["profile"], bad["outcome"]) == ("draft", "Failed")
+    assert (bad["target"]["profile"], bad["outcome"]) == ("large-draft", "Failed")
     assert scene.status["activeProfile"] == "disabled"
 
-    await scene.lab.apply([vllm_policy([draft(CUT)])], scene.namespace)
-    good = await scene.until_changed(2)
-    assert (good["target"]["profile"], good["outcome"]) == ("draft", "Successful")
+    await scene.lab.apply([vllm_policy([draft("small-draft", CUT)])], scene.namespace)
+    good = await scene.until_runs("small-draft")
+    assert (good["target"]["profile"], good["outcome"]) == ("small-draft", "Successful")
     assert good["gain"]["low"] > 0
     await scene.assert_all_served()
