@@ -26,6 +26,8 @@ NODES = Resource("v1", "nodes")
 # A lab with one pod whose process has started a process of its own, in an owner that never ends by itself.
 _OWNER = """
 import asyncio
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from specdecode.cluster.kube import PODS
 from specdecode.lab.images import Image
 from specdecode.lab.lab import Lab
