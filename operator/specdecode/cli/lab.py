@@ -127,10 +127,10 @@ def status() -> None:
     if not labs:
         err.print("no lab is up: `specdecode lab up` starts one")
         return
-    table = Table("NAME", "NODES", "GPUS", "UP FOR", "PROCESS", "KUBECONFIG", box=None, pad_edge=False)
+    table = Table("NAME", "GPUS", "NODES", "UP FOR", "PROCESS", "KUBECONFIG", box=None, pad_edge=False)
     for lab in labs:
         age = timedelta(seconds=int(time() - lab.since))
-        table.add_row(lab.name, str(lab.nodes or "process"), str(lab.gpus), str(age), str(lab.pid), lab.kubeconfig)
+        table.add_row(lab.name, str(lab.gpus), str(lab.nodes or "process"), str(age), str(lab.pid), lab.kubeconfig)
     Console(soft_wrap=True).print(table)
 
 
