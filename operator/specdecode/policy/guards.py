@@ -51,8 +51,12 @@ def acceptance_below_floor(o: Observation) -> Decision | None:
     gain, known = o.estimates.gain(off), o.knowledge.get(DISABLED)
     measured = gain is not None and known is not None and bool(known.step_times)
     outlook = o.estimates.outlooks.get(DISABLED)
-    if measured and gain is not None and (gain.value < 0 or (outlook is not None and outlook.benefit <= 0)):
-        return None
+    fell = _fell(o, o.active.profile)
+    if measured and gain is not None:
+        # Where drafts fare as ever, what is expected; where the traffic has turned, only what is sure.
+        loses = gain.high < 0 if fell else gain.value < 0 or (outlook is not None and outlook.benefit <= 0)
+        if loses:
+            return None
     if _disproved(o, Reason.ACCEPTANCE_BELOW_FLOOR):
         return None
     return Decision(
@@ -63,7 +67,7 @@ def acceptance_below_floor(o: Observation) -> Decision | None:
         gain=gain,
         # Where the cost of both is known, it rests after the last change like any other, unless the traffic is another
         # than when the drafts were chosen.
-        urgent=not measured or _fell(o, o.active.profile),
+        urgent=not measured or fell,
     )
 
 

@@ -186,6 +186,15 @@ def test_traffic_that_turned_does_not_wait_for_the_cool_down(usually: float, urg
     assert d is not None and d.urgent is urgent
 
 
+@pytest.mark.parametrize(("surely", "speaks"), [(True, False), (False, True)])
+def test_in_traffic_that_turned_the_floor_gives_way_only_to_what_is_sure(surely: bool, speaks: bool) -> None:
+    drafts = Drafts(1.0, (0.3, 0.15), NOW, 1e4, usual=0.0)
+    o = low(knowledge={**BOTH, "ngram": Knowledge(NOW, drafts=drafts)})
+    off = replace(prediction(0.025), tpot=Estimate(0.025, 0.022 if surely else 0.01, 0.05))
+    o = replace(o, estimates=replace(o.estimates, predictions={"ngram": prediction(0.02), "disabled": off}))
+    assert (acceptance_below_floor(o) is not None) is speaks
+
+
 @pytest.mark.parametrize(("known", "benefit", "speaks"), [(BOTH, -1.0, False), (BOTH, 100.0, True), ({}, -1.0, True)])
 def test_what_was_measured_to_be_a_little_faster_but_does_not_pay_back_does_not_go_off(
     known: dict[str, Knowledge], benefit: float, speaks: bool
