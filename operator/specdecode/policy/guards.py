@@ -36,6 +36,8 @@ QUEUEING = 0.5
 """Share of TTFT spent waiting from which it is a matter of capacity, which speculation may add."""
 TRAFFIC_TURNED = 0.3
 """Change of log(E - 1) from which the traffic is another."""
+COLLAPSED = 0.5
+"""Share of the floor below which drafts that used to be accepted are as good as useless."""
 DISPROVED_FOR = 4 * 3600.0
 """Seconds for which a guard is silent after a canary showed that switching off does not help."""
 
@@ -51,9 +53,9 @@ def acceptance_below_floor(o: Observation) -> Decision | None:
     gain, known = o.estimates.gain(off), o.knowledge.get(DISABLED)
     measured = gain is not None and known is not None and bool(known.step_times)
     outlook = o.estimates.outlooks.get(DISABLED)
-    fell = _fell(o, o.active.profile)
+    fell = rate < COLLAPSED * floor and _fell(o, o.active.profile)
     if measured and gain is not None:
-        # Where drafts fare as ever, what is expected; where the traffic has turned, only what is sure.
+        # Where drafts fare nearly as ever, what is expected; where the traffic has turned, only what is sure.
         loses = gain.high < 0 if fell else gain.value < 0 or (outlook is not None and outlook.benefit <= 0)
         if loses:
             return None

@@ -110,14 +110,9 @@ def worth_of_trying(gain: Estimate, least: float, lasts: float, cost: Cost, pods
     Its expected improvement (E[max(gain - least, 0)] of a log-normal gain; Jones et al. 1998) over the seconds that
     what it shows holds good, less what one pod of `pods` may lose while it is measured, and its restart and that back.
     """
-    # What speaks for it is how far up the gain may be: downwards, where drafts saturate, it may be far.
-    sd = max((math.log1p(gain.high) - math.log1p(gain.value)) / Z90, 1e-6)
+    sd = max((math.log1p(gain.high) - math.log1p(gain.low)) / (2 * Z90), 1e-6)
     mean = math.log1p(gain.value) - math.log1p(least)
     z = mean / sd
     improvement = sd * math.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) + mean * 0.5 * (1 + math.erf(z / math.sqrt(2)))
     worsening = improvement - mean
-    return improvement * (lasts - cost.delay) - OUTWEIGHS * (worsening * cost.delay + 2 * cost.restart) / pods
-
-
-OUTWEIGHS = 2.0
-"""How often a probe's cost must be covered by what it may bring."""
+    return improvement * (lasts - cost.delay) - (worsening * cost.delay + 2 * cost.restart) / pods

@@ -129,6 +129,11 @@ def low(**fields: Any) -> Observation:
     return replace(o, estimates=replace(o.estimates, acceptance=(0.4, 0.3, 0.4, 0.5)))
 
 
+def useless(**fields: Any) -> Observation:
+    o = low(**fields)
+    return replace(o, estimates=replace(o.estimates, acceptance=(0.1, 0.1, 0.1, 0.1)))
+
+
 def test_acceptance_below_the_floor_switches_speculation_off_at_once() -> None:
     d = acceptance_below_floor(low())
     assert d is not None and d.target is not None
@@ -180,7 +185,7 @@ def test_only_a_rule_of_thumb_is_urgent(known: dict[str, Knowledge], urgent: boo
 def test_traffic_that_turned_does_not_wait_for_the_cool_down(usually: float, urgent: bool) -> None:
     """What the drafts were chosen for is gone; where they were always like this, the choice rests."""
     drafts = Drafts(1.0, (0.3, 0.15), NOW, 1e4, usual=math.log(usually))
-    o = low(knowledge={**BOTH, "ngram": Knowledge(NOW, drafts=drafts)})
+    o = useless(knowledge={**BOTH, "ngram": Knowledge(NOW, drafts=drafts)})
     predictions = {"ngram": prediction(0.02), "disabled": prediction(0.018)}
     d = acceptance_below_floor(replace(o, estimates=replace(o.estimates, predictions=predictions)))
     assert d is not None and d.urgent is urgent
@@ -189,7 +194,7 @@ def test_traffic_that_turned_does_not_wait_for_the_cool_down(usually: float, urg
 @pytest.mark.parametrize(("surely", "speaks"), [(True, False), (False, True)])
 def test_in_traffic_that_turned_the_floor_gives_way_only_to_what_is_sure(surely: bool, speaks: bool) -> None:
     drafts = Drafts(1.0, (0.3, 0.15), NOW, 1e4, usual=0.0)
-    o = low(knowledge={**BOTH, "ngram": Knowledge(NOW, drafts=drafts)})
+    o = useless(knowledge={**BOTH, "ngram": Knowledge(NOW, drafts=drafts)})
     off = replace(prediction(0.025), tpot=Estimate(0.025, 0.022 if surely else 0.01, 0.05))
     o = replace(o, estimates=replace(o.estimates, predictions={"ngram": prediction(0.02), "disabled": off}))
     assert (acceptance_below_floor(o) is not None) is speaks
