@@ -22,12 +22,12 @@ from specdecode.policy.estimating import (
     AGEING,
     DEFAULT_GRAPH_LIMIT,
     DEFAULT_MAX_NUM_SEQS,
-    LEARNING,
     Evidence,
     Modeller,
     bounds,
     estimate,
 )
+from specdecode.policy.learning import LEARNING
 from specdecode.policy.observation import Observation
 from specdecode.rollout.phases import advance
 from specdecode.vllm.metrics import Page

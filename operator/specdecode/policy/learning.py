@@ -1,0 +1,171 @@
+"""From measurements to knowledge: what the pods show about the option that each of them runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from specdecode.model.cost import OfferedLoad, Option, Prediction
+from specdecode.model.knowledge import ENOUGH_REQUEST_STEPS, MOST_RESIDUAL, Knowledge, Residual, StepTime, learn
+from specdecode.model.measure import Change, Measurement, measurement
+from specdecode.model.window import ENOUGH_DRAFTED, Reading, Window, acceptance_spread, pods_together
+from specdecode.policy.ageing import aged, served
+from specdecode.policy.observation import Observation, Pod
+
+LEARNING = 0.4
+"""Share of the window after which something is learnt again."""
+
+CLEAR_OF_EDGE = 1.25
+"""Factor by which a stretch's mean batch size must be off a range's edge for all of its steps to have had one K."""
+
+STEADY = 1.25
+"""Factor by which the mean time from step to step may differ from the steps' own time, as their requests feel it:
+where it is more, the engine stood still or only computed prompts for a part of the time."""
+
+FEW = 4.0
+"""Batch size below which an engine is idle between steps as a matter of course."""
+
+
+def learnt_from(o: Observation, windows: Mapping[str, Window]) -> Mapping[str, Knowledge]:
+    """Adds what the ready pods show about the option that each of them runs; the same object where that is nothing."""
+    groups: list[tuple[Option, list[Pod]]] = []
+    for pod in o.pods:
+        if pod.ready and pod.answered and pod.option is not None:
+            alike = next((pods for option, pods in groups if option == pod.option), None)
+            if alike is None:
+                groups.append((pod.option, [pod]))
+            else:
+                alike.append(pod)
+    learnt: dict[str, Knowledge] = {}
+    for option, pods in groups:
+        known = learnt.get(option.profile) or o.knowledge.get(option.profile) or Knowledge()
+        if 0 < o.now - known.learnt_at < LEARNING * o.policy.metrics.window:
+            continue
+        ours = [windows[p.name] for p in pods]
+        k, measured = _drafting(option, ours)
+        # Reading by reading: the longer the stretch, the more batch sizes are in its mean.
+        new = (r for w in ours for r in w.since(known.learnt_at).readings[1:])
+        steps = [s for r in new if (s := _step(option, r)) is not None]
+        if (measured is None or not measured.request_steps) and not steps:
+            continue
+        acceptance = acceptance_of(measured, ours)
+        now_known = learn(known, measured, acceptance, k, steps, o.now)
+        learnt[option.profile] = aged(now_known, _by_age(o, option, pods, windows, known.learnt_at), o.now)
+    return _beside({**o.knowledge, **learnt}, learnt, o.policy.metrics.window) if learnt else o.knowledge
+
+
+def _beside(knowledge: dict[str, Knowledge], learnt: Mapping[str, Knowledge], window: float) -> Mapping[str, Knowledge]:
+    """Notes for what was just learnt which other profile ran in the same minutes."""
+    for name, known in learnt.items():
+        drafts = known.drafts
+        others = [(n, k.drafts) for n, k in knowledge.items() if n != name and k.drafts is not None]
+        if drafts is None or known.measured_at != drafts.measured_at:
+            continue
+        near = [(n, d.extra) for n, d in others if abs(d.measured_at - drafts.measured_at) <= window]
+        knowledge[name] = replace(known, drafts=replace(drafts, beside=near[0] if near else None))
+    return knowledge
+
+
+def _by_age(
+    o: Observation, option: Option, pods: list[Pod], windows: Mapping[str, Window], since: float
+) -> Iterator[tuple[float, Measurement]]:
+    """For how long each pod has served, and what it did at the profile's full K since then."""
+    if option.speculation is None:
+        return
+    for pod in pods:
+        seconds = served(pod, o.now, o.policy.rollout.progress_deadline)
+        k, measured = _drafting(option, [windows[pod.name].since(since)])
+        if seconds is not None and measured is not None and k == option.speculation.num_speculative_tokens:
+            yield seconds, measured
+
+
+def _drafting(option: Option, windows: list[Window]) -> tuple[int | None, Measurement | None]:
+    """K, and what the pods did while it was in force. Under a schedule: the highest K that there is enough of; steps
+    that it held at K = 0 say nothing about the drafts."""
+    speculation = option.speculation
+    if speculation is None or not (speculation.schedule or speculation.disable_by_batch_size):
+        return speculation.num_speculative_tokens if speculation else None, pods_together(windows)
+    by_k: dict[int, list[Change]] = {}
+    for reading in (r for w in windows for r in w.readings[1:]):
+        k = _clear_k(option, reading.part.requests_per_step) if reading.part else None
+        if k and isinstance(reading.change, Change):
+            by_k.setdefault(k, []).append(reading.change)
+    for k, changes in sorted(by_k.items(), reverse=True):
+        together = measurement(changes)
+        if (together.draft_tokens or 0.0) >= ENOUGH_DRAFTED:
+            return k, together
+    return None, None
+
+
+def _clear_k(option: Option, batch: float | None) -> int | None:
+    """K at a mean batch size; None where some of the steps may have had another."""
+    speculation = option.speculation
+    if speculation is None or batch is None:
+        return 0 if speculation is None else None
+    if not (speculation.schedule or speculation.disable_by_batch_size):
+        return speculation.num_speculative_tokens or 1
+    low, high = (speculation.k_at(max(1.0, batch * f)) for f in (1 / CLEAR_OF_EDGE, CLEAR_OF_EDGE))
+    return low if low == high else None
+
+
+def _step(option: Option, reading: Reading) -> StepTime | None:
+    """The mean step of a pod since the reading before."""
+    m = reading.part
+    if m is None:
+        return None
+    k = _clear_k(option, m.requests_per_step)
+    b, seconds = m.requests_per_step, m.step_seconds
+    if k is None or not b or not seconds or (m.request_steps or 0.0) < ENOUGH_REQUEST_STEPS or not m.steps:
+        return None
+    if b > FEW and not 1 / STEADY < m.seconds / m.steps / seconds * m.engines < STEADY:
+        return None
+    drafted = (m.draft_tokens or 0.0) / (m.request_steps or 1.0)
+    prompt = (m.prompt_tokens_per_second or 0.0) * m.seconds / m.steps
+    return StepTime(b, b * (1 + drafted), seconds, prompt, m.prompt_length or 0.0, context_of(m), k, reading.t)
+
+
+def context_of(m: Measurement) -> float:
+    """Tokens of context of a running request: from the KV cache, else from the requests that finished."""
+    if m.kv_usage and m.kv_cache_tokens and m.batch_size and m.batch_size >= 1:
+        return m.kv_usage * m.kv_cache_tokens / m.batch_size
+    return (m.prompt_length or 0.0) + (m.output_length or 0.0) / 2
+
+
+def acceptance_of(measured: Measurement | None, windows: list[Window]) -> tuple[float, float, float, float] | None:
+    """Mean, P10, P50 and P90. Where no pod drafted enough for a spread of its own, they are all the mean."""
+    rate = measured.acceptance_rate if measured else None
+    if measured is None or rate is None or (measured.draft_tokens or 0.0) < ENOUGH_DRAFTED:
+        return None
+    spread = acceptance_spread(windows)
+    return (rate, spread.p10, spread.p50, spread.p90) if spread else (rate, rate, rate, rate)
+
+
+def held_against(
+    knowledge: Mapping[str, Knowledge],
+    o: Observation,
+    measured: Measurement | None,
+    load: OfferedLoad | None,
+    modelled: Prediction | None,
+) -> Mapping[str, Knowledge]:
+    """Notes how far the model is off what runs, as often as anything is learnt."""
+    active = knowledge.get(o.active.profile) if o.active else None
+    if o.active is None or active is None or active.learnt_at != o.now or o.rollout is not None:
+        return knowledge
+    if measured is None or not measured.tpot_seconds or load is None or modelled is None:
+        return knowledge
+    # Requests that finish tell of the time that they took.
+    lasted = measured.tpot_seconds * (measured.output_length or math.inf)
+    if measured.finished < ENOUGH_FINISHED or lasted > SHORT * o.policy.metrics.window:
+        return knowledge
+    log_ratio = math.log(measured.tpot_seconds / modelled.tpot.value) + modelled.unexplained
+    if abs(log_ratio) > MOST_RESIDUAL:
+        return knowledge
+    residual = Residual(load.tokens_per_second, log_ratio, o.now)
+    return {**knowledge, o.active.profile: active.with_residual(residual)}
+
+
+ENOUGH_FINISHED = 30
+"""Requests whose mean TPOT the model is held against."""
+SHORT = 0.1
+"""Share of the window that they may have lasted, so that what they felt was the load of the window."""
