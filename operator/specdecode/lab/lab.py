@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 from specdecode.cluster.kube import Kube
-from specdecode.lab import audit, binaries, kubeconfig, manifests, probing
+from specdecode.lab import binaries, kubeconfig, probing
 from specdecode.lab.backoff import BackOff
 from specdecode.lab.container import Machine
-from specdecode.lab.controlplane import ADMIN, ControlPlane, User, loopback
+from specdecode.lab.controlplane import ControlPlane, User, loopback
 from specdecode.lab.eventually import eventually
 from specdecode.lab.images import DEFAULT_IMAGES, Image
 from specdecode.lab.lifeline import Lifeline
+from specdecode.lab.local_cluster import Json, LocalCluster
 from specdecode.lab.node import Node, NodeSpec
 from specdecode.lab.pod import SERVICE_ACCOUNTS, service_account_token
 from specdecode.lab.subnet import Subnet
-
-Json = dict[str, Any]
 
 _NODE_ROLE = {
     "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -33,7 +30,7 @@ _NODE_ROLE = {
 }
 
 
-class Lab:
+class Lab(LocalCluster):
     """A local cluster. Open it with `async with Lab(gpus=4) as lab:`; all of it ends with the block or the process.
 
     `images`: patterns of image names and what runs instead, looked at before the default ones (vLLM, the operator).
@@ -55,25 +52,10 @@ class Lab:
         self.images: dict[str, Image] = {**(images or {}), **DEFAULT_IMAGES}
         self._node = NodeSpec(node, gpus, labels=labels or {})
         self._back_off = back_off or BackOff()
-        self._given_folder = folder
-        self._stack = AsyncExitStack()
-        self.kube: Kube
-        self.folder: Path
-        self._control_plane: ControlPlane
+        super().__init__(folder)
 
-    async def __aenter__(self) -> Self:
+    async def _start(self, stack: AsyncExitStack) -> None:
         program = binaries.control_plane()
-        async with AsyncExitStack() as stack:
-            await self._start(stack, program)
-            self._stack = stack.pop_all()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self._stack.aclose()
-
-    async def _start(self, stack: AsyncExitStack, program: Path) -> None:
         if self._given_folder is None:
             self.folder = Path(tempfile.mkdtemp(prefix="specdecode-lab-"))
             lifeline = Lifeline(remove=[self.folder])
@@ -107,11 +89,6 @@ class Lab:
     async def _default_account(self) -> list[Json]:
         return await self.kube.list(SERVICE_ACCOUNTS, "default")
 
-    @property
-    def kubeconfig(self) -> Path:
-        """The kubeconfig of the cluster's administrator."""
-        return self._control_plane.kubeconfig(ADMIN)
-
     async def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
         """A kubeconfig that logs in as a service account, with a token of the TokenRequest API."""
         token = await service_account_token(self.kube, namespace, name)
@@ -120,17 +97,6 @@ class Lab:
     def _write_kubeconfig(self, path: Path, token: str, namespace: str) -> Path:
         plane = self._control_plane
         return kubeconfig.write(path, plane.server, plane.certificate_authority, token, namespace)
-
-    async def apply(self, source: Sequence[Json] | Path, namespace: str = "default") -> list[Json]:
-        """Server-side apply of objects, or of the YAML in a file or folder; what others need goes first."""
-        objects = manifests.load(source) if isinstance(source, Path) else source
-        return await manifests.apply(self.kube, objects, namespace)
-
-    def audit(self) -> list[audit.Write]:
-        """All write requests so far, whoever made them."""
-        return audit.read(self._control_plane.audit_log)
-
-    wait = staticmethod(eventually)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -8,22 +8,19 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 from specdecode.cluster.kube import Kube
-from specdecode.lab import audit, binaries, manifests, paths
-from specdecode.lab.controlplane import ADMIN, ControlPlane, Site, User
+from specdecode.lab import binaries, paths
+from specdecode.lab.controlplane import ControlPlane, Site, User
 from specdecode.lab.eventually import eventually
 from specdecode.lab.lifeline import Lifeline
+from specdecode.lab.local_cluster import Json, LocalCluster
 from specdecode.lab.node import NODES
 from specdecode.lab.realnodes import cgroups, network, store
 from specdecode.lab.realnodes.containerd import pause_image
 from specdecode.lab.realnodes.guest import Guest
 from specdecode.lab.realnodes.needs import require
 from specdecode.lab.realnodes.worker import DOMAIN, Worker
-
-Json = dict[str, Any]
 
 _API_PORT = 6443
 _GPU = "nvidia.com/gpu"
@@ -55,7 +52,7 @@ _PATIENCE = 5
 _JOINS_WITHIN = 60.0
 
 
-class RealLab:
+class RealLab(LocalCluster):
     """A local cluster with real nodes. Open it with `async with RealLab(nodes=3, gpus=2) as lab:`; all of it ends with
     the block or the process.
 
@@ -68,27 +65,12 @@ class RealLab:
         self, nodes: int = 1, gpus: int = 4, archives: Sequence[Path] = (), *, folder: Path | None = None
     ) -> None:
         self._count, self._gpus, self._archives = nodes, gpus, archives
-        self._given_folder = folder
-        self._stack = AsyncExitStack()
-        self._control_plane: ControlPlane
-        self.folder: Path
-        self.kube: Kube
+        super().__init__(folder)
         self.sockets: network.Sockets
         """This process's, in the first node's network: they reach pods, and Services through kube-proxy."""
 
-    async def __aenter__(self) -> Self:
-        require()
-        async with AsyncExitStack() as stack:
-            await self._start(stack)
-            self._stack = stack.pop_all()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self._stack.aclose()
-
     async def _start(self, stack: AsyncExitStack) -> None:
+        require()
         ours = cgroups.below(cgroups.own(), f"specdecode-lab-{os.getpid()}")
         remove = [group.path for group in ours]
         if self._given_folder is None:
@@ -178,19 +160,3 @@ class RealLab:
         gpus = {_GPU: str(self._gpus)}
         status = {"status": {"capacity": gpus, "allocatable": gpus}}
         await self.kube.patch(NODES, guest.name, None, status, subresource="status")
-
-    @property
-    def kubeconfig(self) -> Path:
-        """The kubeconfig of the cluster's administrator, for programs of this machine."""
-        return self._control_plane.kubeconfig(ADMIN)
-
-    async def apply(self, source: Sequence[Json] | Path, namespace: str = "default") -> list[Json]:
-        """Server-side apply of objects, or of the YAML in a file or folder; what others need goes first."""
-        objects = manifests.load(source) if isinstance(source, Path) else source
-        return await manifests.apply(self.kube, objects, namespace)
-
-    def audit(self) -> list[audit.Write]:
-        """All write requests so far, whoever made them."""
-        return audit.read(self._control_plane.audit_log)
-
-    wait = staticmethod(eventually)
