@@ -68,6 +68,10 @@ class Prediction:
         """Whether the option cannot carry the load."""
         return self.headroom < 1
 
+    def headroom_without_one(self, pods: int) -> float:
+        """What it would be if one of so many pods were gone."""
+        return self.headroom * (pods - 1) / pods
+
 
 @dataclass(frozen=True)
 class Band:

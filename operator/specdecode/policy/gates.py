@@ -231,7 +231,7 @@ def _cannot_spare(o: Observation) -> bool:
     running, pods = o.estimates.running, max(1, len(o.running(o.active)))
     if not o.policy.rollout.allow_unavailable or running is None:
         return False
-    return running.headroom * (pods - 1) / pods < AMPLE
+    return running.headroom_without_one(pods) < AMPLE
 
 
 AMPLE = 1.5

@@ -101,6 +101,12 @@ class Change:
                 return f"pod {pod.name} restarted {pod.restarts} times{because(pod)}"
         return None
 
+    @property
+    def shown_gain(self) -> str:
+        """What the canary showed, as the end of a sentence."""
+        gain = self.rollout.gain
+        return f"; the canary was {gain.value * 100:.0f} % faster" if gain else ""
+
     # --- what follows ---
 
     def desired(self) -> Desired | None:

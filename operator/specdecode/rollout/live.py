@@ -142,9 +142,9 @@ def _promoting(c: LiveChange) -> Step:
         return c.roll_back(Outcome.FAILED, Ending.NOT_IN_FORCE, f"{behind[0]} did not take the schedule over")
     if behind:
         return c.go_on()
-    gain = c.rollout.gain
-    shown = f"; the canary was {gain.value * 100:.0f} % faster" if gain else ""
-    return c.finish(Outcome.SUCCESSFUL, Ending.PROMOTED, f"all pods run {describe(target)} without a restart{shown}")
+    return c.finish(
+        Outcome.SUCCESSFUL, Ending.PROMOTED, f"all pods run {describe(target)} without a restart{c.shown_gain}"
+    )
 
 
 def _rolling_back(c: LiveChange) -> Step:

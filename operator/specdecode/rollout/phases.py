@@ -143,7 +143,7 @@ class _Roll(Change):
             return True
         if self.o.estimates.overloaded and target is not None and target.headroom > running.headroom:
             return True
-        return running.headroom * (pods - 1) / pods > SPARE
+        return running.headroom_without_one(pods) > SPARE
 
     # --- what follows ---
 
@@ -231,9 +231,7 @@ def _verifying(c: _Roll) -> Step:
     wrong = [w for p in c.canaries if (w := in_force(p, target))]
     unheard = [p for p in c.canaries if not p.answered]
     if c.workload.settled and not wrong and not unheard:
-        gain = c.rollout.gain
-        shown = f"; the canary was {gain.value * 100:.0f} % faster" if gain else ""
-        return c.finish(Outcome.SUCCESSFUL, Ending.PROMOTED, f"all pods run {c.rollout.target.profile}{shown}")
+        return c.finish(Outcome.SUCCESSFUL, Ending.PROMOTED, f"all pods run {c.rollout.target.profile}{c.shown_gain}")
     if c.late:
         what = wrong[0] if wrong else "not every pod answered with its metrics"
         return c.roll_back(
