@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from specdecode.api.v1alpha1 import RolloutPhase, SpecDecodePolicySpec, SpecDecodePolicyStatus
-from specdecode.cluster.kube import DEPLOYMENTS, PODS, REPLICASETS, ApiError, Json, Kube
+from specdecode.cluster.kube import DEPLOYMENTS, PODS, REPLICASETS, Json, Kube
 from specdecode.cluster.postmortem import PostMortem
 from specdecode.cluster.scrape import Scrape, Scraper
 from specdecode.model.cost import Option
@@ -58,12 +58,9 @@ class Gatherer:
             history=tuple(status.history),
             observing_since=self._since,
         )
-        try:
-            deployment = await self._kube.get(DEPLOYMENTS, spec.target_ref.name, meta["namespace"])
-        except ApiError as e:
-            if e.status == 404:
-                return base
-            raise
+        deployment = await self._kube.find(DEPLOYMENTS, spec.target_ref.name, meta["namespace"])
+        if deployment is None:
+            return base
         template = deployment["spec"]["template"]
         container = find_container(template["spec"], spec.target_ref.container)
         if isinstance(container, Unmanageable):

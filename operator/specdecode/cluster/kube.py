@@ -146,6 +146,15 @@ class Kube:
         """One object."""
         return await self.request("GET", resource.path(namespace, name))
 
+    async def find(self, resource: Resource, name: str, namespace: str | None = None) -> Json | None:
+        """One object; None where there is none."""
+        try:
+            return await self.get(resource, name, namespace)
+        except ApiError as e:
+            if e.status == 404:
+                return None
+            raise
+
     async def list(self, resource: Resource, namespace: str | None = None, selector: str = "") -> list[Json]:
         """All objects of a namespace (or of all namespaces) that match a label selector."""
         query = {"labelSelector": selector} if selector else {}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from specdecode.cluster.kube import ApiError, Json, Kube
+from specdecode.cluster.kube import Json, Kube
 from specdecode.cluster.owned import CONFIG_MAPS as CONFIG_MAPS
 from specdecode.cluster.owned import Owner, shortened
 from specdecode.model.memory import Memory, Trouble, Unusable, dump, load
@@ -119,12 +119,7 @@ class MemoryKeeper:
         return True
 
     async def _get(self) -> Json | None:
-        try:
-            return await self._kube.get(CONFIG_MAPS, self.name, self._namespace)
-        except ApiError as e:
-            if e.status == 404:
-                return None
-            raise
+        return await self._kube.find(CONFIG_MAPS, self.name, self._namespace)
 
     def _contents(self, found: Json) -> tuple[str, Memory | Unusable]:
         """The text in a ConfigMap and what it says."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from specdecode.cluster.kube import ApiError, Json, Kube
+from specdecode.cluster.kube import Kube
 from specdecode.cluster.owned import CONFIG_MAPS, Owner, shortened
 from specdecode.vllm.live_schedule import FILE
 
@@ -40,7 +40,7 @@ class ScheduleFile:
         self.trouble = trouble
 
     async def _publish(self, text: str | None) -> str | None:
-        found = await self._get()
+        found = await self._kube.find(CONFIG_MAPS, self.name, self._owner.namespace)
         if found is None:
             if text is not None:
                 manifest = self._owner.manifest(self.name, {FILE: text})
@@ -55,14 +55,6 @@ class ScheduleFile:
             body = {"metadata": {"resourceVersion": found["metadata"]["resourceVersion"]}, "data": {FILE: text}}
             await self._kube.patch(CONFIG_MAPS, self.name, self._owner.namespace, body)
         return None
-
-    async def _get(self) -> Json | None:
-        try:
-            return await self._kube.get(CONFIG_MAPS, self.name, self._owner.namespace)
-        except ApiError as e:
-            if e.status == 404:
-                return None
-            raise
 
 
 def name_of(policy: str) -> str:

@@ -102,12 +102,9 @@ class PolicyLoop:
             self._telemetry.forget(_key(policy))
 
     async def _clear_up(self, namespace: str, spec: SpecDecodePolicySpec) -> None:
-        try:
-            deployment = await self._kube.get(DEPLOYMENTS, spec.target_ref.name, namespace)
-        except ApiError as e:
-            if e.status == 404:
-                return
-            raise
+        deployment = await self._kube.find(DEPLOYMENTS, spec.target_ref.name, namespace)
+        if deployment is None:
+            return
         desired = cleared(deployment, self.status, restore=spec.deletion_policy is DeletionPolicy.RESTORE)
         if desired is not None and not await self._apply(deployment, desired):
             raise ApiError(409, "Conflict", "the Deployment was changed meanwhile; trying again")

@@ -152,13 +152,8 @@ class Container:
         )
 
     async def _data(self, resource: Resource, name: str) -> dict[str, str] | None:
-        try:
-            found = await self._around.machine.kube.get(resource, name, self._around.pod["metadata"]["namespace"])
-        except ApiError as e:
-            if e.status == 404:
-                return None
-            raise
-        return environment.data_of(found)
+        found = await self._around.machine.kube.find(resource, name, self._around.pod["metadata"]["namespace"])
+        return None if found is None else environment.data_of(found)
 
     def _invoke(self, image: Image, sources: Sources) -> _Invocation:
         around = self._around

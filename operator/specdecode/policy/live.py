@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from specdecode.api.v1alpha1 import BatchRangeStatus, BatchSizeTuningApply, LiveSchedule
+from specdecode.api.v1alpha1 import BatchSizeTuningApply, LiveSchedule
 from specdecode.model.cost import Option
 from specdecode.policy.observation import Observation, Pod
+from specdecode.policy.options import ranges_of, status_of
 from specdecode.vllm.live_schedule import PluginState, Schedule, ScheduleReport, write_file
-from specdecode.vllm.speculation import BatchRange, Speculation
+from specdecode.vllm.speculation import Speculation
 
 
 class NotLive(StrEnum):
@@ -45,10 +46,10 @@ def live_schedule(
         method=started.vllm_method or "",
         model=started.model,
         num_speculative_tokens=started.num_speculative_tokens or 1,
-        started_with=_status(started.schedule),
-        schedule=_status(schedule),
+        started_with=status_of(started.schedule),
+        schedule=status_of(schedule),
         canary=canary,
-        canary_schedule=_status(canary_schedule),
+        canary_schedule=status_of(canary_schedule),
     )
 
 
@@ -60,16 +61,16 @@ def file_of(live: LiveSchedule | None) -> str | None:
         live.method,
         live.model,
         live.num_speculative_tokens,
-        _ranges(live.started_with),
-        _ranges(live.schedule),
-        {} if live.canary is None else {live.canary: _ranges(live.canary_schedule)},
+        ranges_of(live.started_with),
+        ranges_of(live.schedule),
+        {} if live.canary is None else {live.canary: ranges_of(live.canary_schedule)},
     )
 
 
 def is_about(live: LiveSchedule, option: Option | None) -> bool:
     """Whether the file is for servers that were started with an option."""
     s = option.speculation if option else None
-    return s is not None and (live.method, live.model, live.num_speculative_tokens, _ranges(live.started_with)) == (
+    return s is not None and (live.method, live.model, live.num_speculative_tokens, ranges_of(live.started_with)) == (
         s.vllm_method,
         s.model,
         s.num_speculative_tokens,
@@ -81,7 +82,7 @@ def by_file(option: Option | None, live: LiveSchedule | None) -> Option | None:
     """What servers run that were started with an option, by what the file says."""
     if option is None or live is None or not is_about(live, option):
         return option
-    return _with(option, _ranges(live.schedule))
+    return _with(option, ranges_of(live.schedule))
 
 
 def by_report(option: Option | None, report: ScheduleReport | None) -> Option | None:
@@ -94,14 +95,6 @@ def by_report(option: Option | None, report: ScheduleReport | None) -> Option | 
 def _with(option: Option, schedule: Schedule) -> Option:
     s = option.speculation
     return option if s is None or not s.schedule else replace(option, speculation=replace(s, schedule=schedule))
-
-
-def _status(schedule: Schedule) -> list[BatchRangeStatus]:
-    return [BatchRangeStatus(start=r.start, end=r.end, k=r.k) for r in schedule]
-
-
-def _ranges(schedule: list[BatchRangeStatus]) -> Schedule:
-    return tuple(BatchRange(r.start, r.end, r.k) for r in schedule)
 
 
 # --- where it can be used -----------------------------------------------------------------------------------------

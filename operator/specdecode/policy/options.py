@@ -162,12 +162,21 @@ def _flag(name: str) -> str:
     return name if name.startswith("-") else f"--{name}"
 
 
+def status_of(schedule: Iterable[BatchRange]) -> list[BatchRangeStatus]:
+    """How the status writes a schedule."""
+    return [BatchRangeStatus(start=r.start, end=r.end, k=r.k) for r in schedule]
+
+
+def ranges_of(schedule: Iterable[BatchRangeStatus]) -> tuple[BatchRange, ...]:
+    """The way back."""
+    return tuple(BatchRange(r.start, r.end, r.k) for r in schedule)
+
+
 def configuration(option: Option) -> Configuration:
     """How the status names an option."""
     schedule = option.speculation.schedule if option.speculation else ()
     threshold = option.speculation.disable_by_batch_size if option.speculation else None
-    ranges = [BatchRangeStatus(start=r.start, end=r.end, k=r.k) for r in schedule]
-    return Configuration(profile=option.profile, schedule=ranges, disable_by_batch_size=threshold)
+    return Configuration(profile=option.profile, schedule=status_of(schedule), disable_by_batch_size=threshold)
 
 
 def option_of(named: Configuration, menu: Menu) -> Option | None:
@@ -179,8 +188,8 @@ def option_of(named: Configuration, menu: Menu) -> Option | None:
         return None
     speculation = speculation_of(profile)
     if speculation is not None:
-        ranges = tuple(BatchRange(r.start, r.end, r.k) for r in named.schedule)
-        speculation = replace(speculation, schedule=ranges, disable_by_batch_size=named.disable_by_batch_size)
+        threshold = named.disable_by_batch_size
+        speculation = replace(speculation, schedule=ranges_of(named.schedule), disable_by_batch_size=threshold)
     return Option(named.profile, speculation)
 
 
