@@ -135,6 +135,15 @@ async def test_a_refusal_is_an_error_with_the_servers_words(
     assert (e.value.status, e.value.reason, e.value.message) == (status, reason, message)
 
 
+async def test_what_is_not_there_is_not_found_and_any_other_refusal_is_an_error(api: tuple[Api, Kube]) -> None:
+    fake, kube = api
+    fake.status = 404
+    assert await kube.find(DEPLOYMENTS, "chat", "serving") is None
+    fake.status = 403
+    with pytest.raises(ApiError):
+        await kube.find(DEPLOYMENTS, "chat", "serving")
+
+
 async def test_deleting_what_is_not_there_is_done(api: tuple[Api, Kube]) -> None:
     fake, kube = api
     fake.status = 404
