@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -344,23 +343,24 @@ class Scene:
 
     def describe(self) -> str:
         """For the report of a test that failed."""
-        status = copy.deepcopy(self.status)
-        status.pop("profiles", None)
+        status = {k: v for k, v in self.status.items() if k not in ("profiles", "conditions")}
+        unhappy = [c for c in self.status.get("conditions") or [] if c["message"]]
         lines = self.operator.log.read_text(errors="replace").splitlines() if self.operator.log.exists() else []
         ours = [line for line in lines if self.namespace in line or "Error" in line]
         spec = (self.deployment or {}).get("spec", {})
         return "\n".join(
             [
                 f"namespace {self.namespace}, phases {self.phases}",
-                "status: " + json.dumps(status, indent=1),
+                "the operator " + ("runs" if self.operator.running else "does not run") + "; its log:",
+                *(ours or lines)[-30:],
                 "Deployment: "
                 + json.dumps({f: spec.get(f) for f in ("replicas", "paused", "strategy", "minReadySeconds")})
                 + json.dumps((self.deployment or {}).get("status")),
                 "pods: "
                 + ", ".join(f"{p['metadata']['name']} {'ready' if ready(p) else 'not ready'}" for p in self.pods),
                 "failed requests: " + "; ".join(f for t in self._traffic for f in t.failures[:10]),
-                "the operator's log:",
-                *(ours or lines)[-30:],
+                "status: " + json.dumps(status),
+                *(f"{c['type']}: {c['message']}" for c in unhappy),
             ]
         )
 

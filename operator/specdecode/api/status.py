@@ -261,6 +261,9 @@ class RolloutStatus(ApiModel):
     source_fields: CommandFields = Field(description="The container before the change.")
     target_fields: CommandFields = Field(description="The container that the change writes.")
     borrowed: RollingParameters = Field(description="What the Deployment had before, to be given back.")
+    template: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="Fingerprint of the rest of the pod template, which a canary must share with the other pods."
+    )
     outcome: Outcome | None = Field(None, description="How the change is going to end, once known.")
     outcome_reason: Annotated[str, Field(max_length=64)] | None = Field(None, description="One word for the outcome.")
     gain: Interval | None = Field(None, description="Gain that the canary showed.")

@@ -12,7 +12,7 @@ from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import Container, Menu, configuration, describe, fields_of, option_of
 from specdecode.rollout.analysis import Figure, compare, in_force, judge, value_of
 from specdecode.rollout.ending import Ending
-from specdecode.rollout.patch import Desired, borrowed
+from specdecode.rollout.patch import Desired, borrowed, rest_of_template
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def begun(o: Observation, workload: Workload, d: Decision, target: Container, **
         source_fields=fields_of(workload.container),
         target_fields=fields_of(target),
         borrowed=borrowed(workload.deployment),
+        template=rest_of_template(workload.deployment, workload.container["name"]),
         **fields,
     )
 

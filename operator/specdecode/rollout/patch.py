@@ -7,6 +7,8 @@ the user's own rolling-update strategy after the change.)
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +43,17 @@ def borrowed(deployment: Mapping[str, Any]) -> RollingParameters:
 def given_back(container: Container, fields: RollingParameters) -> Desired:
     """The Deployment with a container, and the borrowed fields as they were."""
     return Desired(container, fields.strategy, fields.min_ready_seconds or 0, fields.paused or False)
+
+
+def rest_of_template(deployment: Mapping[str, Any], container: str) -> str:
+    """A fingerprint of what a change leaves alone in the pod template: the same until somebody else touches it."""
+    template = deployment["spec"]["template"]
+    containers = [
+        {f: v for f, v in c.items() if f not in OURS} if c["name"] == container else c
+        for c in template["spec"]["containers"]
+    ]
+    rest = {**template, "spec": {**template["spec"], "containers": containers}}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def patch(deployment: Mapping[str, Any], desired: Desired) -> list[Operation]:

@@ -30,7 +30,7 @@ from specdecode.rollout.change import Change, because, begun
 from specdecode.rollout.change import Step as Step
 from specdecode.rollout.change import analysing as _analysing
 from specdecode.rollout.ending import Ending
-from specdecode.rollout.patch import Desired, given_back, patch
+from specdecode.rollout.patch import Desired, given_back, patch, rest_of_template
 from specdecode.vllm.unmanageable import Unmanageable
 
 NO_CAPACITY_AFTER = 60.0
@@ -108,13 +108,16 @@ class _Roll(Change):
 
     @property
     def superseded(self) -> bool:
-        """Whether the template is neither what we wrote nor what was there before."""
+        """Whether somebody else changed the template: our fields, or, while nothing is proven, anything else in it."""
         live, phase = self.workload.container, self.rollout.phase
         if phase is RolloutPhase.FINISHING:
             return False
+        unproven = phase in (RolloutPhase.STARTING, RolloutPhase.ANALYSING)
+        if unproven and self.rollout.template not in (None, rest_of_template(self.workload.deployment, live["name"])):
+            # A canary of another image than the others' would be compared for that as well.
+            return True
         if same(live, self.target):
-            # Paused, the controller makes no pods of a template that somebody else changed: nothing to analyse.
-            return phase is RolloutPhase.ANALYSING and self.workload.revision is None
+            return False
         return phase not in (RolloutPhase.STARTING, RolloutPhase.ROLLING_BACK) or not same(live, self.source)
 
     @property

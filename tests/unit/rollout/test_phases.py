@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from specdecode.api.v1alpha1 import Original, Outcome, RolloutPhase, RolloutStatus, SpecDecodePolicyStatus
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Decision, Reason
-from specdecode.policy.observation import Observation, Pod
+from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import fields_of, fingerprint, same
 from specdecode.rollout.clearing import cleared
 from specdecode.rollout.patch import borrowed, patch
@@ -377,12 +377,33 @@ def test_somebody_elses_template_stays_and_gets_the_borrowed_fields_back(phase: 
     assert not step.desired.paused
 
 
-def test_an_image_that_changed_under_a_paused_canary_supersedes_it() -> None:
-    o = during(RolloutPhase.ANALYSING, *OLD, workload=workload(rendered(MENU, "ngram"), revision=None))
+def other_image(profile: str, **changes: Any) -> Workload:
+    """The Deployment after somebody else set another image."""
+    return workload({**rendered(MENU, profile), "image": "vllm/vllm-openai:v0.24.0-theirs"}, **changes)
+
+
+@pytest.mark.parametrize("revision", [None, "theirs"])
+@pytest.mark.parametrize("phase", [RolloutPhase.STARTING, RolloutPhase.ANALYSING])
+def test_an_image_that_changed_under_a_canary_supersedes_it(phase: RolloutPhase, revision: str | None) -> None:
+    """Whether the controller was paused or not: a canary of another image would be compared for that as well."""
+    o = during(phase, *OLD, canary(), workload=other_image("ngram", revision=revision))
     step = advance(o, HOLD)
     assert step.rollout is not None and step.rollout.outcome_reason == "Superseded"
     assert step.desired is not None and same(step.desired.container, rendered(MENU, "disabled"))
     assert not step.desired.paused
+
+
+def test_an_image_that_changed_before_the_canary_was_made_stops_the_change() -> None:
+    step = advance(during(RolloutPhase.STARTING, *OLD, workload=other_image("disabled", revision="theirs")), HOLD)
+    assert step.rollout is not None and step.rollout.outcome_reason == "Superseded"
+    assert step.rollout.phase is RolloutPhase.FINISHING
+
+
+@pytest.mark.parametrize("phase", [RolloutPhase.PROMOTING, RolloutPhase.VERIFYING])
+def test_what_is_proven_may_ride_on_somebody_elses_image(phase: RolloutPhase) -> None:
+    live = other_image("ngram", revision="theirs", settled=False)
+    step = advance(during(phase, *OLD, *new_pods(1), workload=live), HOLD)
+    assert step.rollout is not None and step.rollout.phase is phase
 
 
 def test_a_crash_between_status_and_deployment_is_made_good() -> None:
