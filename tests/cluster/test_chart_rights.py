@@ -148,7 +148,7 @@ async def running(lab: Lab, log: Path, *arguments: str) -> AsyncIterator[None]:
     """The operator as a process of this machine, under the chart's service account."""
     environment = os.environ | {"KUBECONFIG": str(await lab.service_account_kubeconfig(NAMESPACE, OPERATOR))}
     specdecode = Path(sys.executable).with_name("specdecode")
-    listen = ("--host=127.0.0.1", "--health-port=0", "--metrics-port=0")
+    listen = ("--health-port=0", "--metrics-port=0")
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             *(specdecode, "operator", "run", *listen, *arguments), env=environment, stdout=output, stderr=output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -60,8 +59,8 @@ class Operator:
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        ports = (f"--health-port={_free_port()}", f"--metrics-port={_free_port()}")
-        arguments = ("operator", "run", "--host=127.0.0.1", *ports)
+        # A port that was free a moment ago may be some client's by now.
+        arguments = ("operator", "run", "--health-port=0", "--metrics-port=0")
         program = Path(sys.executable).with_name("specdecode")
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -89,10 +88,3 @@ class Operator:
         """Log lines about a tick that failed."""
         lines = self.log.read_text(errors="replace").splitlines()
         return [line for line in lines if f"policy {namespace}/" in line]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -147,13 +148,16 @@ def configure(settings: kopf.OperatorSettings) -> None:
 
 
 def run(namespaces: Sequence[str], health_port: int, metrics_port: int, host: str = "0.0.0.0") -> None:
-    """Runs the operator until it is told to stop. No namespaces: all of them."""
+    """Runs the operator until it is told to stop. No namespaces: all of them; a port of 0: nobody listens."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     memo = Shared(Telemetry(registry))
-    server, thread = start_http_server(metrics_port, addr=host, registry=registry)
-    try:
+    with contextlib.ExitStack() as opened:
+        if metrics_port:
+            server, thread = start_http_server(metrics_port, addr=host, registry=registry)
+            opened.callback(thread.join)
+            opened.callback(server.shutdown)
         kopf.run(
             registry=handlers(),
             settings=_settings(bool(namespaces)),
@@ -161,11 +165,8 @@ def run(namespaces: Sequence[str], health_port: int, metrics_port: int, host: st
             standalone=True,
             clusterwide=not namespaces,
             namespaces=namespaces,
-            liveness_endpoint=f"http://{host}:{health_port}/healthz",
+            liveness_endpoint=f"http://{host}:{health_port}/healthz" if health_port else None,
         )
-    finally:
-        server.shutdown()
-        thread.join()
 
 
 def _settings(namespaced: bool) -> kopf.OperatorSettings:
