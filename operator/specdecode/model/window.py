@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from typing import NamedTuple
@@ -22,6 +22,20 @@ from specdecode.model.measure import (
 )
 from specdecode.vllm.metrics import Page
 
+ENOUGH_DRAFTED = 200
+"""Drafted tokens that a rate in the spread is taken from: with fewer, chance alone spreads them (sd 0.03 at 0.75)."""
+
+
+class DraftingPart(NamedTuple):
+    """A stretch of a pod's readings that drafted enough to tell a rate."""
+
+    rate: float
+    """Accepted over drafted tokens."""
+    drafted: float
+    """Tokens."""
+    t: float
+    """Its end, seconds."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -32,6 +46,10 @@ class Reading:
     page: Page
     change: Change | Unmeasured | None
     """Since the reading before; None for a first one."""
+    drafting: DraftingPart | None = field(default=None, compare=False)
+    """The part of at least `ENOUGH_DRAFTED` tokens that ends here; None where none does."""
+    begun: tuple[float, float] = field(default=(0.0, 0.0), compare=False)
+    """Accepted and drafted tokens of the part that goes on."""
 
     @cached_property
     def part(self) -> Measurement | None:
@@ -46,13 +64,15 @@ class Reading:
             return None
         return (change.figures.generation_tokens or 0.0) / change.seconds, math.fsum(change.figures.requests.values())
 
-    @cached_property
-    def drafted(self) -> tuple[float, float] | None:
-        """Accepted and drafted tokens since the reading before; None where they are not known."""
-        figures = self.change.figures if isinstance(self.change, Change) else None
-        if figures is None or figures.draft_tokens is None or figures.accepted_tokens is None:
-            return None
-        return figures.accepted_tokens, figures.draft_tokens
+    def then(self, t: float, page: Page, change: Change | Unmeasured) -> Reading:
+        """The reading after this one."""
+        figures = change.figures if isinstance(change, Change) else None
+        accepted, drafted = self.begun
+        if figures is not None and figures.draft_tokens is not None and figures.accepted_tokens is not None:
+            accepted, drafted = accepted + figures.accepted_tokens, drafted + figures.draft_tokens
+        if drafted < ENOUGH_DRAFTED:
+            return Reading(t, page, change, begun=(accepted, drafted))
+        return Reading(t, page, change, DraftingPart(accepted / drafted, drafted, t))
 
 
 @dataclass(frozen=True)
@@ -86,7 +106,7 @@ class Window:
         ):
             return self
         kept = self.readings[self._first(t - self.seconds) :][1 - self.limit :]
-        return Window(self.seconds, self.limit, (*kept, Reading(t, page, change)))
+        return Window(self.seconds, self.limit, (*kept, last.then(t, page, change)))
 
     def since(self, t: float) -> Window:
         """The readings from time `t` on."""
@@ -180,10 +200,6 @@ class Spread:
     draft_tokens: float
 
 
-ENOUGH_DRAFTED = 200
-"""Drafted tokens that a rate in the spread is taken from: with fewer, chance alone spreads them (sd 0.03 at 0.75)."""
-
-
 def acceptance_spread(windows: Iterable[Window]) -> Spread | None:
     """The spread over all windows, in parts of at least `ENOUGH_DRAFTED` tokens; None where less was drafted."""
     rates = sorted(part for window in windows for part in drafting_parts(window))
@@ -194,27 +210,9 @@ def acceptance_spread(windows: Iterable[Window]) -> Spread | None:
     return Spread(p10, p50, p90, drafted)
 
 
-class DraftingPart(NamedTuple):
-    """A stretch of a pod's readings that drafted enough to tell a rate."""
-
-    rate: float
-    """Accepted over drafted tokens."""
-    drafted: float
-    """Tokens."""
-    t: float
-    """Its end, seconds."""
-
-
-def drafting_parts(window: Window) -> Iterable[DraftingPart]:
-    """The parts of a window of at least `ENOUGH_DRAFTED` tokens each, oldest first."""
-    accepted = drafted = 0.0
-    for reading in window.readings[1:]:
-        if reading.drafted is None:
-            continue
-        accepted, drafted = accepted + reading.drafted[0], drafted + reading.drafted[1]
-        if drafted >= ENOUGH_DRAFTED:
-            yield DraftingPart(accepted / drafted, drafted, reading.t)
-            accepted = drafted = 0.0
+def drafting_parts(window: Window) -> list[DraftingPart]:
+    """The parts of at least `ENOUGH_DRAFTED` tokens each that end within a window, oldest first."""
+    return [r.drafting for r in window.readings[1:] if r.drafting is not None]
 
 
 def _weighted_quantile(ordered: list[DraftingPart], rank: float) -> float:

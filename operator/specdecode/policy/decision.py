@@ -65,6 +65,6 @@ class Decision:
     protect_tail: bool = False
     """Whether the canary must also keep the 99th percentile."""
     urgent: bool = False
-    """A guard spoke: cool-down does not hold it back."""
+    """A guard spoke, or requests pile up: only failures of the same profile hold it back."""
     held_back: tuple[Reason, str] | None = None
     """The brake that keeps a worthwhile change from being made now, and until when."""

@@ -351,11 +351,19 @@ class _Here:
         whole_load = 1.0 if self.o.rollout is None else (pods + 1) / pods
         asked = load.tokens_per_second * whole_load * np.array([1.0, pods / (pods + 1)])
         whole, shared = self.model.log_tpot(active, load, asked) - self.model.log_tpot(option, load, asked)
-        if option.speculation is None:
+        if _drafts_no_more(option, active):
             return float(np.clip(whole - shared, -LARGEST_CORRECTION, LARGEST_CORRECTION))
-        # The model's word alone never promotes drafts: it may only take away from what was measured of them, and the
-        # less the more pods share the load.
+        # The model's word alone never promotes more drafts: it may only take away from what was measured of them, and
+        # the less the more pods share the load.
         return float(np.clip(whole - shared, -min(LARGEST_CORRECTION, STEEPEST * math.log((pods + 1) / pods)), 0.0))
+
+
+def _drafts_no_more(option: Option, active: Option) -> bool:
+    """Whether an option asks for nothing that does not run already: off, or a schedule with less of the same drafts."""
+    ours, theirs = option.speculation, active.speculation
+    if ours is None or theirs is None:
+        return ours is None
+    return option.profile == active.profile and ours.drafts_no_more(theirs)
 
 
 def _corrected(o: Observation, menu: Menu, candidates: tuple[Option, ...]) -> tuple[Option, ...]:

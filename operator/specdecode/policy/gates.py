@@ -214,6 +214,7 @@ def _change_to(o: Observation, option: Option, gain: Estimate) -> Decision:
         gain=gain,
         required_gain=o.policy.objective.minimum_gain,
         protect_tail=_needs_review(o, option),
+        urgent=o.estimates.relieved_by(option),
     )
 
 
@@ -370,14 +371,16 @@ CHAIN: tuple[Gate, ...] = (
 
 
 def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
-    """Rest after a change, longer for a profile whose last changes had to be taken back. A guard waits for those
-    only."""
-    if not o.history or d.target is None or (d.urgent and o.history[0].outcome is Outcome.SUCCESSFUL):
+    """Rest after a change, longer for a profile whose last changes had to be taken back. What is urgent waits for
+    those only."""
+    if not o.history or d.target is None:
         return None
     profile, cooldown = d.target.profile, o.policy.rollout.cooldown
-    until = max(
-        seconds_of(o.history[0].finished_at) + cooldown, _last_tried(o, profile) + cooldown * backoff(o, profile)
-    )
+    until = _last_tried(o, profile) + cooldown * backoff(o, profile)
+    if not d.urgent:
+        until = max(until, seconds_of(o.history[0].finished_at) + cooldown)
+    elif not failures(_tries(o, profile)):
+        return None
     if o.now >= until:
         return None
     return Reason.COOLING_DOWN, f"resting after the last change for {format_duration(round(until - o.now))} more"

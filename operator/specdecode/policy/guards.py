@@ -68,8 +68,8 @@ def acceptance_below_floor(o: Observation) -> Decision | None:
         change=True,
         gain=gain,
         # Where the cost of both is known, it rests after the last change like any other, unless the traffic is another
-        # than when the drafts were chosen.
-        urgent=not measured or fell,
+        # than when the drafts were chosen, or requests pile up.
+        urgent=not measured or fell or o.estimates.relieved_by(off),
     )
 
 

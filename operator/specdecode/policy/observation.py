@@ -113,6 +113,10 @@ class Freshness:
     """Seconds of work that a restart saves before its effect is gone, costs subtracted: pays when positive."""
 
 
+AT_THE_LIMIT = 1.1
+"""Headroom below which requests soon pile up: loads and estimates are off by as much."""
+
+
 @dataclass(frozen=True)
 class Estimates:
     """What the model makes of the measurements."""
@@ -151,6 +155,13 @@ class Estimates:
         m = self.measured
         queue = m is not None and (m.waiting or 0.0) > max(m.batch_size or 0.0, 1.0)
         return queue or (self.running is not None and self.running.saturated)
+
+    def relieved_by(self, option: Option) -> bool:
+        """Whether the pods fall behind, or are about to, and would have more room with an option."""
+        other, here = self.predictions.get(option.profile), self.running
+        if other is None or here is None or not (self.overloaded or here.headroom < AT_THE_LIMIT):
+            return False
+        return other.headroom > AT_THE_LIMIT * here.headroom
 
     def gain(self, option: Option) -> Estimate | None:
         """How much faster tokens come with an option than with what runs, at the load of now, both as modelled: where

@@ -67,6 +67,12 @@ class Speculation:
         """vLLM's name of the method; None where the configuration leaves it to vLLM to find out."""
         return self.extra.get("method") if self.method is Method.OTHER else VLLM_METHODS.get(self.method)
 
+    def drafts_no_more(self, other: Speculation) -> bool:
+        """Whether it drafts no more tokens than another configuration of the same drafts, whatever the batch size."""
+        starts = {1, *(r.start for s in (self, other) for r in s.schedule)}
+        starts |= {s.disable_by_batch_size for s in (self, other) if s.disable_by_batch_size is not None}
+        return all(self.k_at(b) <= other.k_at(b) for b in starts)
+
     def k_at(self, batch_size: float) -> int:
         """K that the engine uses at a batch size: the schedule's, gaps and tail inheriting the range before."""
         k = self.num_speculative_tokens or 0

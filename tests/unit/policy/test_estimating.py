@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from specdecode.api.v1alpha1 import RolloutPhase
 from specdecode.model.cost import Band, OfferedLoad, Option, Prediction
 from specdecode.model.equilibrium import Array
 from specdecode.model.estimate import Estimate
@@ -22,6 +23,7 @@ from specdecode.policy.estimating import (
     AGEING,
     DEFAULT_GRAPH_LIMIT,
     DEFAULT_MAX_NUM_SEQS,
+    LARGEST_CORRECTION,
     Evidence,
     Modeller,
     bounds,
@@ -469,6 +471,32 @@ def test_a_schedule_that_runs_is_not_changed_for_little(gain: float, stays: bool
     o = replace(o, active=running, pods=tuple(replace(p, option=running) for p in o.pods))
     costs = costing(fixed=0.010, other=0.008, better=0.008 * (1 - gain))
     assert (candidate(o, Fixed(BETTER, costs)) == running) is stays
+
+
+FEWER_DRAFTS: dict[str, tuple[Option, Option, bool]] = {
+    "off": (NGRAM, OFF, True),
+    "less of the same drafts from some batch size on": (NGRAM, SCHEDULE, True),
+    "more of the same drafts": (SCHEDULE, NGRAM, False),
+    "drafts where there were none": (OFF, NGRAM, False),
+}
+
+
+@pytest.mark.parametrize("case", FEWER_DRAFTS)
+def test_the_model_may_promote_only_what_drafts_no_more_than_what_runs(case: str) -> None:
+    """A canary takes a part of the load, and may stay below the batch size from which it differs."""
+    active, target, may = FEWER_DRAFTS[case]
+
+    class Cliff(Fixed):
+        def log_tpot(self, option: Option, load: OfferedLoad, tokens_per_second: Array) -> Array:
+            steep = 3.0 if option == active else 0.0
+            return steep * np.log(tokens_per_second / load.tokens_per_second)
+
+    o = observation(TUNED, active=active, knowledge={})
+    begun = advance(o, Decision(Reason.BETTER_THRESHOLD, "", target, change=True)).rollout
+    assert begun is not None
+    analysing = begun.model_copy(update={"phase": RolloutPhase.ANALYSING})
+    corrections = estimate(replace(o, rollout=analysing), lambda _: Cliff()).estimates.load_corrections
+    assert corrections == {target.profile: LARGEST_CORRECTION if may else 0.0}
 
 
 @pytest.mark.parametrize(("version", "asked"), [("0.24.0", ["schedule"]), ("0.12.0", [])])

@@ -130,6 +130,11 @@ def test_a_guard_that_was_just_proven_wrong_rests_like_everybody() -> None:
     assert d.held_back is not None and d.held_back[0] is Reason.COOLING_DOWN
 
 
+def test_what_is_urgent_does_not_wait_for_another_profiles_failure() -> None:
+    d = decide(running_ngram(acceptance=0.2, history=(entry(Outcome.FAILED, ago=5, target="ngram"),)))
+    assert d.urgent and d.held_back is None
+
+
 def test_the_floor_gives_way_to_costs_that_were_measured_on_both_sides() -> None:
     """On a recorded H200 server n-gram at 0.45 made tokens twice as fast: measured cost beats the rule of thumb."""
     without = Knowledge(NOW - 600, step_times=(StepTime(8.0, 8.0, 0.02), StepTime(2.0, 2.0, 0.0195)))

@@ -191,6 +191,16 @@ def test_traffic_that_turned_does_not_wait_for_the_cool_down(usually: float, urg
     assert d is not None and d.urgent is urgent
 
 
+@pytest.mark.parametrize(("here", "off", "urgent"), [(1.05, 1.4, True), (1.05, 1.1, False), (1.5, 2.0, False)], ids=str)
+def test_where_requests_are_about_to_pile_up_relief_does_not_wait(here: float, off: float, urgent: bool) -> None:
+    o = low(knowledge=BOTH)
+    running = prediction(0.02, here)
+    predictions = {"ngram": running, "disabled": prediction(0.018, off)}
+    o = replace(o, estimates=replace(o.estimates, running=running, predictions=predictions))
+    d = acceptance_below_floor(o)
+    assert d is not None and d.urgent is urgent
+
+
 @pytest.mark.parametrize(("surely", "speaks"), [(True, False), (False, True)])
 def test_in_traffic_that_turned_the_floor_gives_way_only_to_what_is_sure(surely: bool, speaks: bool) -> None:
     drafts = Drafts(1.0, (0.3, 0.15), NOW, 1e4, usual=0.0)
