@@ -72,7 +72,7 @@ class FakeKube(Kube):
         return new
 
     async def read_log(
-        self, pod: str, namespace: str, container: str, lines: int, size: int, *, previous: bool = False
+        self, pod: str, namespace: str, container: str, lines: int | None, size: int, *, previous: bool = False
     ) -> str:
         self.logs_read.append((pod, previous))
         self._fail("log pods")

@@ -59,7 +59,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   resources: [pods]
   verbs: [get, list, watch]
 {{- if .Values.rbac.readLogs }}
-# Why a canary does not start: the last lines of its log.
+# Why a canary does not start, and what an engine really runs: their logs say.
 - apiGroups: [""]
   resources: [pods/log]
   verbs: [get]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from specdecode.api.v1alpha1 import RolloutPhase, SpecDecodePolicySpec, SpecDecodePolicyStatus
-from specdecode.cluster.kube import DEPLOYMENTS, PODS, REPLICASETS, Json, Kube
+from specdecode.cluster.kube import DEPLOYMENTS, PODS, REPLICASETS, ApiError, Json, Kube
 from specdecode.cluster.postmortem import PostMortem
 from specdecode.cluster.scrape import Scrape, Scraper
 from specdecode.model.cost import Option
@@ -19,7 +19,7 @@ from specdecode.policy.live import by_file, by_report
 from specdecode.policy.observation import Observation, Obstacle, Pod, Problem, Workload
 from specdecode.policy.options import Container, Menu, fingerprint, option_of, same, with_fields
 from specdecode.vllm.command import Server, find_container, read
-from specdecode.vllm.effective import Told
+from specdecode.vllm.effective import Told, read_text
 from specdecode.vllm.live_schedule import Schedule
 from specdecode.vllm.metrics import Page
 from specdecode.vllm.startup import Diagnosis
@@ -30,6 +30,8 @@ HASH = "pod-template-hash"
 _MAY_FAIL_TO_START = (RolloutPhase.STARTING, RolloutPhase.ANALYSING, RolloutPhase.PROMOTING)
 ASK = 3
 """Times that a server is asked for its configuration at most."""
+BEGINNING = 128 * 1024
+"""Bytes of a log that hold an engine's configuration, which it logs before it loads the model."""
 
 
 class Gatherer:
@@ -102,7 +104,7 @@ class Gatherer:
             option=live,
         )
         options = {r["metadata"]["labels"][HASH]: _option(r, container, menu, live) for r in replicasets}
-        scrapes = await self._scrape(spec, pods, port)
+        scrapes = await self._scrape(spec, pods, port, container["name"])
         diagnoses = await self._diagnose(status, pods, container["name"], revision)
         return replace(
             base,
@@ -140,7 +142,9 @@ class Gatherer:
         told = Version.parse(spec.vllm_version) if spec.vllm_version else None
         return Version.from_image(container.get("image", "")) or told
 
-    async def _scrape(self, spec: SpecDecodePolicySpec, pods: list[Json], port: int) -> dict[str, Scrape]:
+    async def _scrape(
+        self, spec: SpecDecodePolicySpec, pods: list[Json], port: int, container: str
+    ) -> dict[str, Scrape]:
         """Reads the ready pods' pages and adds them to their windows."""
         servers = {
             p["metadata"]["uid"]: f"http://{_host(p['status']['podIP'])}:{port}"
@@ -150,12 +154,13 @@ class Gatherer:
         scrapes = await self._scraper.scrape({uid: server + spec.metrics.path for uid, server in servers.items()})
         keep = max(spec.metrics.window, 2 * spec.rollout.analysis.duration + spec.rollout.analysis.warmup)
         limit = int(keep / spec.metrics.interval) + 2
-        known = {p["metadata"]["uid"] for p in pods}
+        known = {p["metadata"]["uid"]: p for p in pods}
         self._windows = {uid: w for uid, w in self._windows.items() if uid in known}
         self._versions = {uid: v for uid, v in self._versions.items() if uid in known}
         self._told = {uid: t for uid, t in self._told.items() if uid in known}
         self._asked = {uid: n for uid, n in self._asked.items() if uid in known}
-        await asyncio.gather(*(self._ask(uid, servers[uid]) for uid, s in scrapes.items() if s.page is not None))
+        answered = [uid for uid, s in scrapes.items() if s.page is not None]
+        await asyncio.gather(*(self._ask(known[uid], container, servers[uid]) for uid in answered))
         now = self._clock()
         for uid, scrape in scrapes.items():
             if scrape.page is not None:
@@ -176,13 +181,21 @@ class Gatherer:
         found = await asyncio.gather(*(self._postmortem.diagnose(p, container) for p in ours))
         return {p["metadata"]["uid"]: d for p, d in zip(ours, found, strict=True)}
 
-    async def _ask(self, uid: str, server: str) -> None:
-        """Asks a server for its configuration: once, for it does not change, and again where it was too slow. vLLM
-        lists the machine's packages with the first answer, which takes seconds."""
+    async def _ask(self, pod: Json, container: str, server: str) -> None:
+        """Asks a server for its configuration, else its log: once, for it does not change, and again where it was too
+        slow. vLLM lists the machine's packages with the first answer, which takes seconds."""
+        meta = pod["metadata"]
+        uid = meta["uid"]
         if uid not in self._told and self._asked.get(uid, 0) < ASK:
             self._asked[uid] = self._asked.get(uid, 0) + 1
             with suppress(TimeoutError):
-                self._told[uid] = await self._scraper.told(server)
+                told = await self._scraper.told(server)
+                if told is None:
+                    # No right, or no node that answers: then it remains unknown.
+                    with suppress(ApiError):
+                        log = await self._kube.read_log(meta["name"], meta["namespace"], container, None, BEGINNING)
+                        told = read_text(log)
+                self._told[uid] = told
 
     def _pod(
         self,

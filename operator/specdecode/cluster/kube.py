@@ -197,13 +197,16 @@ class Kube:
                 raise
 
     async def read_log(
-        self, pod: str, namespace: str, container: str, lines: int, size: int, *, previous: bool = False
+        self, pod: str, namespace: str, container: str, lines: int | None, size: int, *, previous: bool = False
     ) -> str:
-        """The last lines that a container has written, at most `size` bytes; with `previous` those of its run before.
+        """The last lines that a container has written, or all (None), from there on at most `size` bytes; with
+        `previous` of its run before.
 
         Raises `ApiError`, also where the node does not answer in time.
         """
-        query = {"container": container, "tailLines": str(lines), "limitBytes": str(size)}
+        query = {"container": container, "limitBytes": str(size)}
+        if lines is not None:
+            query["tailLines"] = str(lines)
         if previous:
             query["previous"] = "true"
         try:

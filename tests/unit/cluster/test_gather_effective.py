@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 import httpx
+import pytest
 
 from specdecode.api.v1alpha1 import SpecDecodePolicyStatus
 from specdecode.cluster.gather import ASK, Gatherer
+from specdecode.cluster.kube import ApiError
 from specdecode.cluster.scrape import Scraper
 from specdecode.policy.observation import Observation
 from specdecode.vllm.effective import Told
@@ -63,6 +65,36 @@ async def test_a_server_without_such_an_endpoint_is_not_asked_again() -> None:
     server = Server()
     o = await server.look(3)
     assert (o.pods[0].told, server.asked) == (None, 1)
+
+
+CONFIGURED = "INFO Initializing a V1 LLM engine (v0.32.0) with config: model='m', speculative_config={}, tokenizer='m'"
+NGRAM = "SpeculativeConfig(method='ngram', model=None, num_spec_tokens=5)"
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        (CONFIGURED.format(NGRAM), Told("ngram", 5)),
+        (CONFIGURED.format("None"), Told(None)),
+        ("INFO another day", None),
+        (ApiError(403, "Forbidden", "no"), None),
+    ],
+    ids=["drafts", "none", "not there", "no right"],
+)
+async def test_its_log_is_the_last_resort_and_read_once(log: str | ApiError, told: Told | None) -> None:
+    server = Server()
+    if isinstance(log, ApiError):
+        server.kube.failures["log pods"] = log
+    else:
+        server.kube.logs["p0"] = log
+    o = await server.look(3)
+    assert (o.pods[0].told, server.kube.logs_read) == (told, [("p0", False)])
+
+
+async def test_a_log_is_not_read_where_the_server_tells() -> None:
+    server = Server({"vllm_config": {"speculative_config": None}})
+    await server.look()
+    assert not server.kube.logs_read
 
 
 async def test_a_server_that_is_slow_to_answer_is_asked_again_but_not_for_ever() -> None:
