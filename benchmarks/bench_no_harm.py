@@ -2,6 +2,8 @@
 
 python benchmarks/bench_no_harm.py [--count N] [--first SEED] [--processes N] [--output FILE]
 
+Interrupted (Ctrl-C), it counts the days that it has run. A day that was harmed is told as soon as it is known.
+
 The operator may cost what its canaries lost while they were measured, and `NOISE`: more is harm. Writes
 benchmarks/results/no-harm.json, with the worst scenarios as YAML: saved in benchmarks/scenarios (where the acceptance
 table lies that some of them name), they run with `specdecode simulate`.
@@ -10,6 +12,7 @@ table lies that some of them name), they run with `specdecode simulate`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import statistics
@@ -200,11 +203,15 @@ def main() -> None:
     asked = parser.parse_args()
     seeds = range(asked.first, asked.first + asked.count)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    judged: list[Json] = []
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        judged = list(
-            progress.track(side_by_side(work, seeds, asked.processes), total=len(seeds), description="operator, alone")
-        )
         noises = list(side_by_side(noise, seeds[:REPEATED], asked.processes))
+        days = side_by_side(work, seeds, asked.processes)
+        with contextlib.suppress(KeyboardInterrupt):
+            for day in progress.track(days, total=len(seeds), description="operator, alone"):
+                judged.append(day)
+                if day["harm"] > NOISE:
+                    progress.console.print(f"{day['name']}: harmed by {day['harm']:.2%} after {len(judged)} days")
     results = {**provenance(), **summary(judged, noises)}
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     asked.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
