@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from specdecode.cluster.kube import PODS, Json
@@ -16,6 +17,8 @@ from support.scene import NAME, Scene, deployment, policy, ready
 ALONE = "chat-off"
 UP = 120.0
 """Seconds for a Deployment to be up; machines may be busy."""
+WARM = 5.0
+"""Seconds until clients that begin at once have spread."""
 CHANGE = 240.0
 """Seconds for a change from its start to its end."""
 NGRAM: Json = {
@@ -124,11 +127,19 @@ class VllmScene(Scene):
 
         return await self.until(f"{profile} to run", found, within=2 * CHANGE) or {}
 
-    async def measured(self, seconds: float) -> dict[str, Figures]:
-        """What the clients of each Deployment measure from now on, of requests that begin in this time."""
+    async def side_by_side(self, traffic: Traffic, seconds: float) -> tuple[Figures, Figures]:
+        """What the same clients of both Deployments measure from now on, of requests that begin in this time: under the
+        policy, and left alone. (At other times nobody asks the other one: it would take the cores that canaries need.)
+        """
+        self.ask(traffic), self.ask(traffic, of=ALONE)
+        await asyncio.sleep(WARM)
         since = {name: c.now() for name, c in self.clients.items()}
         await asyncio.sleep(seconds)
-        return {name: figures([r for r in c.records if r.start >= since[name]]) for name, c in self.clients.items()}
+        self.ask(replace(traffic, clients=0), of=ALONE)
+        ours, theirs = (
+            figures([r for r in self.clients[name].records if r.start >= since[name]]) for name in (NAME, ALONE)
+        )
+        return ours, theirs
 
     async def assert_all_served(self) -> None:
         """Stops the clients: every request was answered."""

@@ -7,8 +7,8 @@ import pytest
 
 from specdecode.lab.realvllm.clients import hot_chat, summaries
 from specdecode.lab.realvllm.installation import CUT, PADDED, TARGET
-from support.scene import NAME, Json
-from support.vllm_scene import ALONE, NGRAM, VllmScene, vllm_policy
+from support.scene import Json
+from support.vllm_scene import NGRAM, VllmScene, vllm_policy
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1500)]
 
@@ -24,23 +24,20 @@ def draft(name: str, model: str) -> Json:
 
 async def test_ngram_comes_with_traffic_that_suits_it_and_goes_and_comes_back(scene: VllmScene) -> None:
     await scene.start(1, alone=1)
-    for name in (NAME, ALONE):
-        scene.ask(summaries(2), of=name)
+    scene.ask(summaries(2))
     await scene.lab.apply([vllm_policy([NGRAM])], scene.namespace)
     on = await scene.until_runs("ngram")
     assert (on["target"]["profile"], on["outcome"]) == ("ngram", "Successful")
-    favourable = await scene.measured(40)
-    assert favourable[ALONE].tpot > FASTER * favourable[NAME].tpot
+    managed, alone = await scene.side_by_side(summaries(2), 45)
+    assert alone.tpot > FASTER * managed.tpot
 
-    for name in (NAME, ALONE):
-        scene.ask(hot_chat(3), of=name)
+    scene.ask(hot_chat(3))
     off = await scene.until_runs("disabled")
     assert (off["target"]["profile"], off["outcome"]) == ("disabled", "Successful")
-    unfavourable = await scene.measured(40)
-    assert unfavourable[NAME].tpot < NO_SLOWER * unfavourable[ALONE].tpot
+    managed, alone = await scene.side_by_side(hot_chat(3), 45)
+    assert managed.tpot < NO_SLOWER * alone.tpot
 
-    for name in (NAME, ALONE):
-        scene.ask(summaries(2), of=name)
+    scene.ask(summaries(2))
     back = await scene.until_runs("ngram")
     assert (back["target"]["profile"], back["outcome"]) == ("ngram", "Successful")
     await scene.assert_all_served()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -144,21 +144,23 @@ class Window:
         """What the times between consecutive readings say, oldest first, where they can be measured."""
         return tuple(r.part for r in self.readings[1:] if r.part is not None)
 
-    def latest(self, request_steps: float) -> Measurement | None:
-        """The newest stretch that holds so many request-steps; None where the window does not hold as many.
-
-        A stretch as short as can be: a step's time belongs to one batch size, and over a whole window that changes.
-        """
-        now = _request_steps(self.readings[-1].page) if self.readings else 0.0
-        for i in range(len(self.readings) - 1, 0, -1):
-            if not isinstance(self.readings[i].change, Change):
-                return None
-            if not now - _request_steps(self.readings[i - 1].page) >= request_steps:
-                continue  # a look at two counts, not at two pages: most stretches are too short
-            stretch = Window(self.seconds, self.limit, self.readings[i - 1 :]).measurement
+    def stretches(self, request_steps: float) -> Iterator[tuple[float, Measurement]]:
+        """The window in stretches as short as can be that hold so many request-steps each: when they ended, and what
+        they say. One reading each, but where an engine is slow or has little to do."""
+        first = 0
+        for i, reading in enumerate(self.readings[1:], 1):
+            stretch: Measurement | Unmeasured | None = reading.part
+            if not isinstance(stretch, Measurement) or stretch.request_steps is None:
+                first = i
+                continue
+            if i - first > 1:
+                # A look at two counts, not at two pages: most stretches are too short.
+                if not _request_steps(reading.page) - _request_steps(self.readings[first].page) >= request_steps:
+                    continue
+                stretch = Window(self.seconds, self.limit, self.readings[first : i + 1]).measurement
             if isinstance(stretch, Measurement) and (stretch.request_steps or 0.0) >= request_steps:
-                return stretch
-        return None
+                yield reading.t, stretch
+                first = i
 
     @property
     def activity(self) -> Activity | None:

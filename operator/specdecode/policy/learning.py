@@ -9,7 +9,7 @@ from dataclasses import replace
 from specdecode.model.cost import OfferedLoad, Option, Prediction
 from specdecode.model.knowledge import ENOUGH_REQUEST_STEPS, MOST_RESIDUAL, Knowledge, Residual, StepTime, learn
 from specdecode.model.measure import Change, Measurement, measurement
-from specdecode.model.window import ENOUGH_DRAFTED, Reading, Window, acceptance_spread, pods_together
+from specdecode.model.window import ENOUGH_DRAFTED, Window, acceptance_spread, pods_together
 from specdecode.policy.ageing import aged, served
 from specdecode.policy.observation import Observation, Pod
 
@@ -44,9 +44,9 @@ def learnt_from(o: Observation, windows: Mapping[str, Window]) -> Mapping[str, K
             continue
         ours = [windows[p.name] for p in pods]
         k, measured = _drafting(option, ours)
-        # Reading by reading: the longer the stretch, the more batch sizes are in its mean.
-        new = (r for w in ours for r in w.since(known.learnt_at).readings[1:])
-        steps = [s for r in new if (s := _step(option, r)) is not None]
+        # Reading by reading, if it can be: the longer the stretch, the more batch sizes are in its mean.
+        new = (s for w in ours for s in w.since(known.learnt_at).stretches(ENOUGH_REQUEST_STEPS))
+        steps = [step for t, m in new if (step := _step(option, m, t)) is not None]
         if (measured is None or not measured.request_steps) and not steps:
             continue
         acceptance = acceptance_of(measured, ours)
@@ -109,20 +109,17 @@ def _clear_k(option: Option, batch: float | None) -> int | None:
     return low if low == high else None
 
 
-def _step(option: Option, reading: Reading) -> StepTime | None:
-    """The mean step of a pod since the reading before."""
-    m = reading.part
-    if m is None:
-        return None
+def _step(option: Option, m: Measurement, t: float) -> StepTime | None:
+    """The mean step of a pod in a stretch that ended at `t`."""
     k = _clear_k(option, m.requests_per_step)
     b, seconds = m.requests_per_step, m.step_seconds
-    if k is None or not b or not seconds or (m.request_steps or 0.0) < ENOUGH_REQUEST_STEPS or not m.steps:
+    if k is None or not b or not seconds or not m.steps:
         return None
     if b > FEW and not 1 / STEADY < m.seconds / m.steps / seconds * m.engines < STEADY:
         return None
     drafted = (m.draft_tokens or 0.0) / (m.request_steps or 1.0)
     prompt = (m.prompt_tokens_per_second or 0.0) * m.seconds / m.steps
-    return StepTime(b, b * (1 + drafted), seconds, prompt, m.prompt_length or 0.0, context_of(m), k, reading.t)
+    return StepTime(b, b * (1 + drafted), seconds, prompt, m.prompt_length or 0.0, context_of(m), k, t)
 
 
 def context_of(m: Measurement) -> float:

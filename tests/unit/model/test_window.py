@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specdecode.model.measure import Activity, Change, Measurement, Reason, Unmeasured, change_between, measurement
+from specdecode.model.measure import Activity, Change, Measurement, Reason, Unmeasured, change_between
 from specdecode.model.window import Reading, Spread, Window, acceptance_spread, pods_together
 from specdecode.vllm.metrics import EngineSample, Histogram, Page
 
@@ -183,8 +183,8 @@ def test_without_counters_there_is_no_spread() -> None:
     assert acceptance_spread([w]) is None
 
 
-def test_the_latest_stretch_is_as_short_as_its_steps_allow() -> None:
-    """Two requests and then ten: the newest stretch that holds enough steps is all of the ten."""
+def test_a_stretch_is_as_short_as_its_steps_allow() -> None:
+    """Two requests and then ten: it takes five readings of two, or one of ten."""
     window = Window(1000.0)
     count = tokens = 0.0
     for t in range(0, 60, 5):
@@ -197,11 +197,11 @@ def test_the_latest_stretch_is_as_short_as_its_steps_allow() -> None:
             iteration_tokens=Histogram((math.inf,), (tokens,), tokens, tokens),
         )
         window = window.add(Page((sample,), 1.0), float(t))
-    few, more, most = (window.latest(n) for n in (900.0, 3000.0, 1e9))
-    assert few is not None and (few.seconds, few.requests_per_step) == (5.0, 10.0)
-    assert more is not None and (more.seconds, more.requests_per_step) == (15.0, 10.0)
-    assert most is None, "the window does not hold as many"
-    assert Window(60.0).latest(1.0) is None
+    found = [(t, m.seconds, m.requests_per_step) for t, m in window.stretches(900.0)]
+    assert found[:2] == [(25.0, 25.0, 2.0), (35.0, 10.0, 6.0)]
+    assert found[2:] == [(t, 5.0, 10.0) for t in (40.0, 45.0, 50.0, 55.0)]
+    assert not list(window.stretches(1e9)), "the window does not hold as many"
+    assert not list(Window(60.0).stretches(1.0))
 
 
 def steps(count: float, *, start: float | None = 1.0, engines: int = 1, edge: float = math.inf) -> Page:
@@ -243,21 +243,21 @@ def test_the_whole_begins_where_the_last_measurable_pages_do(pages: list[Page], 
     "broken",
     [
         pytest.param(steps(100, start=2.0), id="restart"),
-        pytest.param(steps(100), id="counters fell"),
+        pytest.param(steps(20), id="counters fell"),
         pytest.param(steps(1200, edge=0.1), id="buckets changed"),
         pytest.param(steps(1200, engines=2), id="an engine came"),
     ],
 )
-def test_the_latest_stretch_does_not_reach_over_a_break(broken: Page) -> None:
-    w = window([(0.0, steps(0)), (15.0, steps(1000)), (30.0, broken)])
-    assert w.latest(50.0) is None
+def test_a_stretch_does_not_reach_over_a_break(broken: Page) -> None:
+    w = window([(0.0, steps(0)), (15.0, steps(40)), (30.0, broken)])
+    assert not list(w.stretches(50.0))
     grown = dataclasses.replace(
         broken, engines=tuple(dataclasses.replace(e, inter_token=after_100_more(e.inter_token)) for e in broken.engines)
     )
     after = w.add(grown, 45.0)
-    found = after.latest(50.0)
-    assert found is not None and (found.seconds, found.request_steps) == (15.0, 100.0 * len(broken.engines))
-    assert after.latest(1000.0) is None
+    ((t, found),) = after.stretches(50.0)
+    assert (t, found.seconds, found.request_steps) == (45.0, 15.0, 100.0 * len(broken.engines))
+    assert not list(after.stretches(1000.0))
 
 
 def after_100_more(h: Histogram | None) -> Histogram:
@@ -266,9 +266,9 @@ def after_100_more(h: Histogram | None) -> Histogram:
 
 
 def test_steps_that_are_not_counted_make_no_stretch() -> None:
-    assert window([(0.0, steps(0, edge=0)), (15.0, steps(1000, edge=0))]).latest(1.0) is None
+    assert not list(window([(0.0, steps(0, edge=0)), (15.0, steps(1000, edge=0))]).stretches(1.0))
     w = window([(0.0, steps(0, edge=0)), (15.0, steps(1000)), (30.0, steps(1100))])
-    assert w.latest(500.0) is None, "the counts of the first page are not known"
+    assert [t for t, _ in w.stretches(50.0)] == [30.0], "the counts of the first page are not known"
 
 
 def test_since_takes_the_readings_from_a_time_on() -> None:
@@ -299,7 +299,8 @@ def test_a_window_says_what_its_pages_say_whatever_they_are(
         w, model = w.add(read, now), by_definition(model, read, now, limit)
         assert list(w.readings) == model
         assert w.change == whole(model)
-        assert w.latest(wanted) == newest_stretch(model, wanted)
+        found = [(t, m.seconds, m.request_steps) for t, m in w.stretches(wanted)]
+        assert found == stretches(model, wanted)
 
 
 def by_definition(readings: list[Reading], read: Page, t: float, limit: int) -> list[Reading]:
@@ -330,11 +331,21 @@ def whole(readings: list[Reading]) -> Change | Unmeasured | None:
     return change_between(first.page, newest.page, newest.t - first.t)
 
 
-def newest_stretch(readings: list[Reading], request_steps: float) -> Measurement | None:
-    newest = readings[-1]
-    for first in reversed(unbroken(readings)[:-1]):
-        stretch = change_between(first.page, newest.page, newest.t - first.t)
-        found = measurement([stretch]) if isinstance(stretch, Change) else None
-        if found is not None and found.request_steps is not None and found.request_steps >= request_steps:
-            return found
-    return None
+def stretches(readings: list[Reading], request_steps: float) -> list[tuple[float, float, float]]:
+    found = []
+    first = readings[0]
+    for reading in readings[1:]:
+        own, whole = reading.change, change_between(first.page, reading.page, reading.t - first.t)
+        if not isinstance(own, Change) or own.figures.inter_token is None:
+            first = reading
+            continue
+        count = _count_of(whole)
+        if isinstance(whole, Change) and count is not None and count >= request_steps:
+            found.append((reading.t, whole.seconds, count))
+            first = reading
+    return found
+
+
+def _count_of(change: Change | Unmeasured) -> float | None:
+    histogram = change.figures.inter_token if isinstance(change, Change) else None
+    return None if histogram is None else histogram.count

@@ -251,6 +251,13 @@ def test_only_the_policys_window_counts() -> None:
     assert o.estimates.measured is not None and o.estimates.measured.seconds == pytest.approx(10.0)
 
 
+def test_slow_engines_teach_as_well() -> None:
+    """One request at a time and 200 ms a step: no reading holds steps enough to tell."""
+    slow = traffic(batch=1.0, step=0.2, rate=0.05, seconds=120.0)
+    known = observation(window=slow, knowledge={}).knowledge["disabled"]
+    assert [(t.batch_size, round(t.seconds, 6)) for t in known.step_times] == [(1.0, 0.2)]
+
+
 # --- learning under a schedule --------------------------------------------------------------------------------------
 
 RANGES = (BatchRange(1, 15, 5), BatchRange(16, 63, 2), BatchRange(64, 256, 0))

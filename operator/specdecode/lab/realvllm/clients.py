@@ -170,7 +170,7 @@ def small_talk(rng: random.Random) -> str:
 
 def summaries(clients: int) -> Traffic:
     """Summaries at temperature 0: n-gram guesses most of them."""
-    return Traffic("summaries", clients, quotations, (24, 32))
+    return Traffic("summaries", clients, quotations, (48, 64))
 
 
 def hot_chat(clients: int) -> Traffic:
