@@ -63,9 +63,9 @@ def vllm_policy(profiles: Sequence[Json], **changes: Any) -> Json:
         profiles=list(profiles),
         # A day in minutes. n-gram on this Model Runner drafts at matches only: its floor is that of a draft model.
         guards={"acceptance": {"disableBelow": 0.3, "reviewBelow": 0.4, "p10Below": 0.1}},
-        metrics={"interval": "2s", "window": "48s"},
+        metrics={"interval": "2s", "window": "36s"},
         rollout={
-            "analysis": {"minimumRequests": 4, "duration": "40s", "warmup": "4s"},
+            "analysis": {"minimumRequests": 4, "duration": "30s", "warmup": "4s"},
             "cooldown": "5s",
             "progressDeadline": "180s",
             "maxChangesPerDay": 20,

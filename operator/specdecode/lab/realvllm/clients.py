@@ -168,9 +168,9 @@ def small_talk(rng: random.Random) -> str:
     )
 
 
-def summaries(clients: int) -> Traffic:
+def summaries(clients: int, tokens: tuple[int, int] = (48, 64)) -> Traffic:
     """Summaries at temperature 0: n-gram guesses most of them."""
-    return Traffic("summaries", clients, quotations, (48, 64))
+    return Traffic("summaries", clients, quotations, tokens)
 
 
 def hot_chat(clients: int) -> Traffic:
