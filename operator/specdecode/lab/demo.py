@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,6 +120,7 @@ class Verdict:
     changes: tuple[HistoryEntry, ...]
     """Oldest first."""
     total: dict[str, Figures]
+    """Of the phases that all workloads took part in; requests, and those that failed, of all."""
     phases: dict[str, dict[str, Figures]]
     """By phase and workload."""
     complaints: tuple[str, ...]
@@ -145,11 +146,16 @@ def figures(records: Sequence[Record]) -> Figures:
 def judge(run: Run) -> Verdict:
     """The demo's own test: changes made and kept, no request failed, and what its cast asks for."""
     changes = tuple(reversed(run.status.history))
-    total = {name: figures(records) for name, records in run.records.items()}
     by_phase = {
         act.name: {name: figures([r for r in records if r.phase == act.name]) for name, records in run.records.items()}
         for act in run.cast.acts
     }
+    together = [act for act, by_name in by_phase.items() if all(f.requests for f in by_name.values())]
+    total = {}
+    for name, records in run.records.items():
+        every = figures(records)
+        compared = figures([r for r in records if r.phase in together])
+        total[name] = replace(compared, requests=every.requests, failed=every.failed)
     complaints = list(run.cast.complaints(run))
     if failed := total[MANAGED].failed:
         errors = sorted({r.error for r in run.records[MANAGED] if r.error})

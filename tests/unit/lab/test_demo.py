@@ -10,7 +10,7 @@ import yaml
 
 from specdecode.api.v1alpha1 import DISABLED, HistoryEntry, Outcome, SpecDecodePolicySpec, SpecDecodePolicyStatus
 from specdecode.lab.demo import MANAGED, NGRAM, OFF, Cast, Run, judge, kept, twin
-from specdecode.lab.realvllm.cast import ACTS, RealCast
+from specdecode.lab.realvllm.cast import TALKS, RealCast
 from specdecode.lab.realvllm.installation import Installation
 from specdecode.lab.simulated_cast import SimulatedCast
 from specdecode.sim.load import Record
@@ -56,7 +56,11 @@ def run(cast: Cast, changes: list[HistoryEntry], tpot: dict[str, dict[str, float
 
 REAL = RealCast(Installation(Path()))
 GOOD, EVEN = {MANAGED: 20.0, OFF: 60.0, NGRAM: 20.0}, {MANAGED: 61.0, OFF: 60.0, NGRAM: 90.0}
-AS_HOPED = dict(zip((act.name for act in ACTS), (GOOD, EVEN, GOOD), strict=True))
+ALONE = {MANAGED: 25.0}
+AS_HOPED = {
+    **{act.name: ALONE for act in REAL.acts},
+    **dict(zip(TALKS, (GOOD, EVEN, GOOD), strict=True)),
+}
 
 
 def test_a_run_as_hoped_for_has_no_complaints() -> None:
@@ -64,6 +68,12 @@ def test_a_run_as_hoped_for_has_no_complaints() -> None:
     assert not verdict.complaints
     assert verdict.phases["hot chat"][NGRAM].tpot == pytest.approx(0.09)
     assert verdict.total[MANAGED].failed == 0
+
+
+def test_only_what_all_were_asked_is_compared() -> None:
+    total = judge(run(REAL, CHANGES, AS_HOPED)).total
+    assert total[MANAGED].tpot == pytest.approx((20.0 + 61.0 + 20.0) / 3e3)
+    assert total[MANAGED].requests == sum(int(act.seconds) for act in REAL.acts), "though all count"
 
 
 @pytest.mark.parametrize(
