@@ -137,8 +137,8 @@ class VllmScene(Scene):
 
     async def side_by_side(self, traffic: Traffic, seconds: float) -> tuple[Figures, Figures]:
         """What the same clients of both Deployments measure from now on, of requests that begin in this time: under the
-        policy, and left alone. At other times nobody asks the other one: it would take the cores that canaries need. And
-        it is started afresh, as the first was by its change: a young process is up to a tenth slower on this machine.
+        policy, and left alone. At other times nobody asks the other one: it would take the cores that canaries need.
+        And it is started afresh, as the first was by its change: a young process is up to a tenth slower here.
         """
         await self._start_afresh(ALONE)
         self.ask(traffic), self.ask(traffic, of=ALONE)

@@ -141,9 +141,8 @@ def _view(run: Run) -> RenderableType:
     operator.add_row(
         "does", f"{s.rollout.phase.value} {s.rollout.target.profile}" if s.rollout else f"runs {configured(s.active)}"
     )
-    total = sum(p.seconds for p in run.cast.acts)
     return Group(
-        f"[bold]{run.phase}[/bold]  {now:.0f} of {total:.0f} s",
+        f"[bold]{run.phase}[/bold]  {now:.0f} s",
         Panel(operator, title="the operator", title_align="left"),
         clients,
     )

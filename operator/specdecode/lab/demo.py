@@ -43,6 +43,7 @@ class Act:
 
     name: str
     seconds: float
+    """At most."""
 
 
 Endpoints = Callable[[str], Sequence[str]]
@@ -76,7 +77,7 @@ class Cast(Protocol):
         """What runs for the pods' image."""
 
     async def load(self, run: Run, endpoints: Endpoints) -> None:
-        """Plays the acts to each of the workloads, and fills `run.records`."""
+        """Plays the acts to each of the workloads: tells `run` when one begins, and fills its records."""
 
     def complaints(self, run: Run) -> Iterator[str]:
         """Why it cannot be said that the operator did its job, beside what goes for every cast."""
@@ -88,12 +89,19 @@ class Run:
 
     cast: Cast
     phase: str = "starting"
+    acts: list[tuple[float, str]] = field(default_factory=list)
+    """(seconds, name) when each act began."""
     started: float = 0.0
     """Seconds of the clock at which the load began."""
     records: dict[str, list[Record]] = field(default_factory=lambda: {name: [] for name in TITLES})
     status: SpecDecodePolicyStatus = field(default_factory=SpecDecodePolicyStatus)
     profiles: list[tuple[float, str, str | None]] = field(default_factory=list)
     """(seconds, active profile, profile being tried) whenever one of them changed."""
+
+    def enter(self, act: Act) -> None:
+        """An act begins."""
+        self.phase = act.name
+        self.acts.append((self.elapsed(), act.name))
 
     def elapsed(self) -> float:
         """Seconds of load."""
@@ -254,19 +262,13 @@ async def _load(run: Run, kube: Kube) -> AsyncIterator[asyncio.Task[None]]:
                 endpoints[name] = [f"http://{a}" for a in await ready_addresses(kube, SERVING, name)]
             await asyncio.sleep(0.25)
 
-    async def tell() -> None:
-        for act in run.cast.acts:
-            run.phase = act.name
-            await asyncio.sleep(act.seconds)
-
-    helpers = [asyncio.create_task(follow())]
+    following = asyncio.create_task(follow())
     while not all(endpoints.values()):
         await asyncio.sleep(0.1)
-    helpers.append(asyncio.create_task(tell()))
     playing = asyncio.create_task(run.cast.load(run, endpoints.__getitem__))
     try:
         yield playing
     finally:
-        for task in (*helpers, playing):
+        for task in (following, playing):
             task.cancel()
-        await asyncio.gather(*helpers, playing, return_exceptions=True)
+        await asyncio.gather(following, playing, return_exceptions=True)

@@ -51,11 +51,17 @@ class SimulatedCast:
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
             asyncio.TaskGroup() as group,
         ):
+            group.create_task(self._tell(run))
             for name in TITLES:
                 # The same seed for all: the same arrivals, lengths and kinds.
                 ready = partial(endpoints, name)
                 generator = LoadGenerator(session, ready, run.records[name].append, rng=random.Random(7))
                 group.create_task(generator.run(PHASES))
+
+    async def _tell(self, run: Run) -> None:
+        for act in self.acts:
+            run.enter(act)
+            await asyncio.sleep(act.seconds)
 
     def complaints(self, run: Run) -> Iterator[str]:
         """Speculation on in both quiet phases, off in the others, and faster than either way of leaving it alone."""

@@ -53,12 +53,10 @@ def draw(run: Run, file: Path) -> None:
     profile.set_yticks([])
     profile.set_ylim(0, 1)
     profile.set_ylabel("runs")
-    at = 0.0
-    for phase in run.cast.acts:
+    for at, name in run.acts:
         for axis in (load, profile, tpot):
             axis.axvline(at, color="#dddddd", lw=0.8, zorder=0)
-        load.text(at + 1, load.get_ylim()[1] * 0.95, phase.name, fontsize=8, va="top")
-        at += phase.seconds
+        load.text(at + 1, load.get_ylim()[1] * 0.95, name.replace(": ", ":\n"), fontsize=8, va="top")
     tpot.set_xlim(0, end)
     for axis in (load, tpot):
         axis.spines[["top", "right"]].set_visible(False)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from specdecode.api.v1alpha1 import DISABLED
 from specdecode.lab.demo import MANAGED, OFF, TITLES, Act, Endpoints, Run, figures, kept
 from specdecode.lab.images import Image
-from specdecode.lab.realvllm.clients import Clients, hot_chat, summaries
+from specdecode.lab.realvllm.clients import Clients, Traffic, hot_chat, summaries
 from specdecode.lab.realvllm.image import fork_server
 from specdecode.lab.realvllm.installation import Installation
 
-ALONE, TOGETHER = 110, 40
-"""Seconds of the two parts of an act: the operator has the cores to itself to find out what pays, then the others are
-asked the same, and all are compared. A few cores do not carry four servers at once, and a canary among them."""
+ALONE, TOGETHER = 240, 40
+"""Seconds of the two parts of an act: the operator has the cores to itself to find out what pays, at most so long, then
+the others are asked the same, and all are compared. A few cores do not carry four servers at once, and a canary among
+them."""
+FINDS_OUT = 40
+"""Seconds that an act lasts at least before it is looked at what the operator made of it."""
 TALKS = {"summaries": summaries(2), "hot chat": hot_chat(3), "summaries again": summaries(2)}
 FASTER = 1.5
 """Factor by which tokens come faster than without speculation, once the operator has reacted, where it suits the
@@ -57,11 +61,15 @@ class RealCast:
         }
         try:
             for act in self.acts:
+                run.enter(act)
                 talk = TALKS[act.name.partition(":")[0]]
                 for name, client in clients.items():
                     asked = name == MANAGED or act.name in TALKS
                     client.ask(talk if asked else replace(talk, clients=0), phase=act.name)
-                await asyncio.sleep(act.seconds)
+                if act.name in TALKS:
+                    await asyncio.sleep(act.seconds)
+                else:
+                    await _found_out(run, talk, act.seconds)
         finally:
             await asyncio.gather(*(client.stop() for client in clients.values()))
 
@@ -78,3 +86,14 @@ class RealCast:
                 yield f"{act}: tokens came {alone.tpot / ours.tpot:.2f} times as fast, not {FASTER}"
             if "summaries" not in act and not ours.tpot < NO_SLOWER * alone.tpot:
                 yield f"{act}: a token took {ours.tpot / alone.tpot:.2f} times as long"
+
+
+async def _found_out(run: Run, talk: Traffic, seconds: float) -> None:
+    """Until the operator runs what suits the talk, and nothing is under way; at most so long."""
+    await asyncio.sleep(FINDS_OUT)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds - FINDS_OUT):
+            while run.status.rollout is not None or (run.status.active_profile == DISABLED) is not (
+                talk.temperature > 0
+            ):
+                await asyncio.sleep(0.5)
