@@ -212,6 +212,8 @@ def main() -> None:
                 judged.append(day)
                 if day["harm"] > NOISE:
                     progress.console.print(f"{day['name']}: harmed by {day['harm']:.2%} after {len(judged)} days")
+    if not judged:
+        raise SystemExit("interrupted before the first day was over: nothing is written")
     results = {**provenance(), **summary(judged, noises)}
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     asked.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

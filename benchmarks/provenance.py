@@ -29,12 +29,7 @@ def provenance() -> dict[str, Any]:
 def side_by_side(work: Callable[[A], B], items: Iterable[A], processes: int) -> Iterator[B]:
     """The results of `work`, in the order of the items, each as soon as it and those before it are there."""
     with ProcessPoolExecutor(processes) as pool:
-        try:
-            yield from pool.map(work, items)
-        except BaseException:
-            # Nobody waits for the rest.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        yield from pool.map(work, items)
 
 
 def _cpu() -> str:

@@ -93,8 +93,7 @@ def cases() -> Iterator[Case]:
     """All cases, in the order of the table."""
     yield Case("off", None)
     for name, speculation in _KINDS.items():
-        target = "org/MTP-Target" if speculation.method is Method.MTP else TARGET
-        yield Case(name, speculation, target)
+        yield Case(name, speculation, _target(speculation))
     yield Case("n-gram, window left to vLLM", Speculation(Method.NGRAM, 4))
     draft = _KINDS["draft model"]
     yield Case("draft model, TP 1", replace(draft, draft_tensor_parallel_size=1))
@@ -106,15 +105,18 @@ def cases() -> Iterator[Case]:
         "n-gram, off from batch size 32, V1 forced", replace(_KINDS["n-gram"], disable_by_batch_size=32), env=forced
     )
     yield Case("draft model, V1 forced", draft, env=forced)
-    for name in _KINDS:
-        target = "org/MTP-Target" if name == "MTP" else TARGET
-        k = _KINDS[name].num_speculative_tokens or 0
+    for name, speculation in _KINDS.items():
+        k = speculation.num_speculative_tokens or 0
         ranges = tuple(replace(r, k=min(r.k, k)) for r in _SCHEDULE)
-        yield Case(f"{name}, K by batch size", replace(_KINDS[name], schedule=ranges), target)
+        yield Case(f"{name}, K by batch size", replace(speculation, schedule=ranges), _target(speculation))
     several = ("--data-parallel-size", "2")
     yield Case(
         "n-gram, K by batch size, data-parallel", replace(_KINDS["n-gram"], schedule=_SCHEDULE), arguments=several
     )
+
+
+def _target(speculation: Speculation) -> str:
+    return "org/MTP-Target" if speculation.method is Method.MTP else TARGET
 
 
 def line(case: Case, version: Version) -> Line:

@@ -67,18 +67,20 @@ def build(
 
 @contextmanager
 def _progress(what: str) -> Iterator[None]:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=err) as progress:
+    with _spinner() as progress:
         progress.add_task(what)
         yield
+
+
+def _spinner() -> Progress:
+    return Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err)
 
 
 @app.command()
 def vllm() -> None:
     """Installs real vLLM for the CPU and small models, for `make demo` and `make test-vllm`; minutes the first time."""
     with _errors_end_the_command():
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=err) as progress:
+        with _spinner() as progress:
             running: TaskID | None = None
             for step in installation.install():
                 if running is not None:

@@ -189,13 +189,15 @@ class Gatherer:
         if uid not in self._told and self._asked.get(uid, 0) < ASK:
             self._asked[uid] = self._asked.get(uid, 0) + 1
             with suppress(TimeoutError):
-                told = await self._scraper.told(server)
-                if told is None:
-                    # No right, or no node that answers: then it remains unknown.
-                    with suppress(ApiError):
-                        log = await self._kube.read_log(meta["name"], meta["namespace"], container, None, BEGINNING)
-                        told = read_text(log)
-                self._told[uid] = told
+                self._told[uid] = await self._scraper.told(server) or await self._told_by_log(meta, container)
+
+    async def _told_by_log(self, meta: Json, container: str) -> Told | None:
+        """What the beginning of a pod's log says; None also without the right to read it, or a node that answers."""
+        try:
+            log = await self._kube.read_log(meta["name"], meta["namespace"], container, None, BEGINNING)
+        except ApiError:
+            return None
+        return read_text(log)
 
     def _pod(
         self,

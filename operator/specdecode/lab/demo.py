@@ -88,7 +88,6 @@ class Run:
     """What has happened so far; the view reads it, the scenario writes it."""
 
     cast: Cast
-    phase: str = "starting"
     acts: list[tuple[float, str]] = field(default_factory=list)
     """(seconds, name) when each act began."""
     started: float = 0.0
@@ -100,8 +99,12 @@ class Run:
 
     def enter(self, act: Act) -> None:
         """An act begins."""
-        self.phase = act.name
         self.acts.append((self.elapsed(), act.name))
+
+    @property
+    def phase(self) -> str:
+        """The act that is played."""
+        return self.acts[-1][1] if self.acts else "starting"
 
     def elapsed(self) -> float:
         """Seconds of load."""

@@ -13,7 +13,7 @@ from itertools import takewhile
 
 from specdecode.api.quantities import format_duration, format_percent
 from specdecode.api.v1alpha1 import DISABLED, HistoryEntry, Mode, Outcome
-from specdecode.model.cost import Option, Prediction
+from specdecode.model.cost import Option
 from specdecode.model.estimate import Estimate
 from specdecode.model.tokens import MEMORY, moved
 from specdecode.policy.ageing import restart_restores, restarts_are_rationed
@@ -29,7 +29,7 @@ from specdecode.policy.guards import (
     ttft_bound,
 )
 from specdecode.policy.live import can_be_live
-from specdecode.policy.observation import Estimates, Observation
+from specdecode.policy.observation import Observation
 from specdecode.policy.options import configuration, describe
 from specdecode.policy.outlook import worth_of_trying
 
@@ -457,12 +457,8 @@ def _admissible(o: Observation, option: Option) -> bool:
     prediction = o.estimates.predictions.get(option.profile)
     if prediction is None or not _is_other(o, option) or _barred(o, option):
         return False
-    return not prediction.saturated or _relieves(prediction, o.estimates)
-
-
-def _relieves(option: Prediction, e: Estimates) -> bool:
-    """Where nothing carries the load, more capacity is still a relief."""
-    return e.running is not None and e.overloaded and option.headroom > e.running.headroom
+    # Where nothing carries the load, more capacity is still a relief.
+    return not prediction.saturated or o.estimates.makes_room(option.profile)
 
 
 def _barred(o: Observation, option: Option) -> str | None:

@@ -156,6 +156,11 @@ class Estimates:
         queue = m is not None and (m.waiting or 0.0) > max(m.batch_size or 0.0, 1.0)
         return queue or (self.running is not None and self.running.saturated)
 
+    def makes_room(self, profile: str) -> bool:
+        """Whether the pods fall behind as it is, and would less with another profile."""
+        other, here = self.predictions.get(profile), self.running
+        return other is not None and here is not None and self.overloaded and other.headroom > here.headroom
+
     def relieved_by(self, option: Option) -> bool:
         """Whether the pods fall behind, or are about to, and would have more room with an option."""
         other, here = self.predictions.get(option.profile), self.running

@@ -154,8 +154,12 @@ def with_fields(container: Container, fields: CommandFields) -> Container:
 def fingerprint(container: Container) -> str:
     """Tells a command line and environment from others, but not fresh pods of the same from old ones."""
     bare = unmarked(container)
-    text = json.dumps([bare.get(f) or None for f in OURS], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest([bare.get(f) or None for f in OURS])
+
+
+def digest(value: object) -> str:
+    """A short fingerprint of what can be written as JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _flag(name: str) -> str:

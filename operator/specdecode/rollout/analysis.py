@@ -19,6 +19,7 @@ from specdecode.model.measure import Change, Measurement, measurement
 from specdecode.policy.observation import Pod
 from specdecode.policy.options import describe
 from specdecode.rollout.ending import Ending
+from specdecode.vllm.effective import shown_positions, shows_drafts
 
 BLOCKS = 10
 """Blocks that the time is cut into, fewer while there are fewer readings."""
@@ -107,13 +108,13 @@ def in_force(pod: Pod, option: Option | None) -> str | None:
     """None when the pod's own metrics agree that it runs the option (or say nothing yet); else what contradicts it."""
     if not pod.window.readings or option is None:
         return None
-    engines = pod.window.readings[-1].page.engines
-    speculates = any(e.draft_tokens is not None or e.draft_acceptance_gauge is not None for e in engines)
+    page = pod.window.readings[-1].page
+    speculates = shows_drafts(page)
     if option.speculation is None:
         return f"pod {pod.name} drafts tokens, though {option.profile} has speculation off" if speculates else None
     if not speculates:
         return f"pod {pod.name} shows no speculation in its metrics"
-    positions = {len(e.accepted_per_position) for e in engines} - {0}
+    positions = shown_positions(page)
     k = option.speculation.num_speculative_tokens
     if k is not None and positions and positions != {k}:
         return f"pod {pod.name} drafts {max(positions)} tokens, not {k}"

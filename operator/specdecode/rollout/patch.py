@@ -7,14 +7,12 @@ the user's own rolling-update strategy after the change.)
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from specdecode.api.v1alpha1 import RollingParameters
-from specdecode.policy.options import OURS, Container
+from specdecode.policy.options import OURS, Container, digest
 
 Operation = dict[str, Any]
 
@@ -52,8 +50,7 @@ def rest_of_template(deployment: Mapping[str, Any], container: str) -> str:
         {f: v for f, v in c.items() if f not in OURS} if c["name"] == container else c
         for c in template["spec"]["containers"]
     ]
-    rest = {**template, "spec": {**template["spec"], "containers": containers}}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
+    return digest({**template, "spec": {**template["spec"], "containers": containers}})
 
 
 def patch(deployment: Mapping[str, Any], desired: Desired) -> list[Operation]:

@@ -107,13 +107,20 @@ class _Roll(Change):
         return tuple(p for p in self.o.pods if p.revision != self.workload.revision and p.ready and not p.terminating)
 
     @property
+    def unproven(self) -> bool:
+        """Whether there is a canary at most."""
+        return self.rollout.phase in (RolloutPhase.STARTING, RolloutPhase.ANALYSING)
+
+    @property
     def superseded(self) -> bool:
         """Whether somebody else changed the template: our fields, or, while nothing is proven, anything else in it."""
         live, phase = self.workload.container, self.rollout.phase
         if phase is RolloutPhase.FINISHING:
             return False
-        unproven = phase in (RolloutPhase.STARTING, RolloutPhase.ANALYSING)
-        if unproven and self.rollout.template not in (None, rest_of_template(self.workload.deployment, live["name"])):
+        if self.unproven and self.rollout.template not in (
+            None,
+            rest_of_template(self.workload.deployment, live["name"]),
+        ):
             # A canary of another image than the others' would be compared for that as well.
             return True
         if same(live, self.target):
@@ -123,7 +130,7 @@ class _Roll(Change):
     @property
     def outdated(self) -> bool:
         """Whether the policy no longer asks for what the canary runs."""
-        if self.rollout.phase not in (RolloutPhase.STARTING, RolloutPhase.ANALYSING):
+        if not self.unproven:
             return False
         option = option_of(self.rollout.target, self.menu)
         rendered = None if option is None else self.menu.render(option)
@@ -141,10 +148,7 @@ class _Roll(Change):
         """Whether the others carry the load without one pod; so it is taken while nothing is known of the load. Where
         they are overloaded as it is, the change may be the way out."""
         running, pods = self.o.estimates.running, len(self.baseline)
-        target = self.o.estimates.predictions.get(self.rollout.target.profile)
-        if running is None or pods < 2:
-            return True
-        if self.o.estimates.overloaded and target is not None and target.headroom > running.headroom:
+        if running is None or pods < 2 or self.o.estimates.makes_room(self.rollout.target.profile):
             return True
         return running.headroom_without_one(pods) > SPARE
 
@@ -160,14 +164,13 @@ class _Roll(Change):
             "type": "RollingUpdate",
             "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable},
         }
-        canary = phase in (RolloutPhase.STARTING, RolloutPhase.ANALYSING)
         hold = int(self.workload.deployment["spec"].get("progressDeadlineSeconds") or 600) - 1
         return Desired(
             container=self.source if phase is RolloutPhase.ROLLING_BACK else self.target,
             strategy=one_by_one,
-            min_ready_seconds=hold if canary else was.min_ready_seconds or 0,
+            min_ready_seconds=hold if self.unproven else was.min_ready_seconds or 0,
             # Until it has a node, the controller must be free to give up an old pod for it.
-            paused=canary and any(p.unschedulable_since is None for p in self.canaries),
+            paused=self.unproven and any(p.unschedulable_since is None for p in self.canaries),
         )
 
 

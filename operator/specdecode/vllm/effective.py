@@ -82,6 +82,16 @@ def read_server_info(body: bytes) -> Told | None:
         return None
 
 
+def shows_drafts(page: Page) -> bool:
+    """Whether there are series of speculation."""
+    return any(e.draft_tokens is not None or e.draft_acceptance_gauge is not None for e in page.engines)
+
+
+def shown_positions(page: Page) -> set[int]:
+    """How many tokens engines draft, one position each; empty where none shows positions."""
+    return {len(e.accepted_per_position) for e in page.engines} - {0}
+
+
 def disagreements(
     speculation: Speculation | None,
     can: Capabilities,
@@ -135,7 +145,7 @@ def _by_evidence(
     asked, method = speculation.num_speculative_tokens, speculation.vllm_method
     if told is not None and told.method is not None and method is not None and told.method != method:
         yield Disagreement(Mismatch.OTHER_METHOD, f"the engine runs the method {told.method}, not {method}")
-    positions = {len(e.accepted_per_position) for e in page.engines} - {0} if page else set()
+    positions = shown_positions(page) if page else set()
     seen = told.num_speculative_tokens if told else next(iter(positions), None)
     if asked is not None and seen is not None and seen != asked:
         yield Disagreement(Mismatch.OTHER_NUMBER_OF_TOKENS, f"the engine drafts {seen} tokens a step, not {asked}")
@@ -147,7 +157,7 @@ def _speculates(page: Page | None, can: Capabilities, told: Told | None) -> bool
         return told.method is not None
     if page is None:
         return None
-    if any(e.draft_tokens is not None or e.draft_acceptance_gauge is not None for e in page.engines):
+    if shows_drafts(page):
         return True
     # The V0 engine shows them once it has drafted; V1 has them from 0.8.3.
     generated = any(e.generation_tokens for e in page.engines)

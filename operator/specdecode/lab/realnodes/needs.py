@@ -20,7 +20,7 @@ PROGRAMS = {
 """Program and the Debian package that has it."""
 
 SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""The PATH on a node: what is only on root's PATH is there, too."""
+"""The PATH on a node and in its images: what is only on root's PATH is there, too."""
 
 
 def find(program: str) -> str | None:

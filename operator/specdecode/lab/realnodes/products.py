@@ -22,10 +22,10 @@ from specdecode.lab import images, paths
 from specdecode.lab.errors import LabError
 from specdecode.lab.realnodes import contents, dockerfile
 from specdecode.lab.realnodes.archive import Config, Image, Layer, write_archive, write_layer
+from specdecode.lab.realnodes.needs import SEARCHED
 
 PREFIX = "/opt/specdecode"
 _PYTHON = f"{PREFIX}/bin/python"
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OPERATOR = f"docker.io/library/specdecode-operator:{specdecode.__version__}"
 VLLM = ("docker.io/vllm/vllm-openai:v0.24.0",)
 """The names under which the simulator is there; it emulates the version in the tag."""
@@ -57,11 +57,11 @@ def build() -> Path:
 
 def _operator_config() -> Config:
     said = dockerfile.config_of((paths.CHECKOUT / "Dockerfile").read_text())
-    return replace(said, env={**said.env, "PATH": said.env["PATH"].replace("$PATH", _PATH)})
+    return replace(said, env={**said.env, "PATH": said.env["PATH"].replace("$PATH", SEARCHED)})
 
 
 def _simulator_config(name: str) -> Config:
-    env = {"PATH": f"/usr/local/bin:{PREFIX}/bin:{_PATH}", **images.emulated_version(name)}
+    env = {"PATH": f"/usr/local/bin:{PREFIX}/bin:{SEARCHED}", **images.emulated_version(name)}
     return Config(images.simulator(_PYTHON).entrypoint, env=env)
 
 
