@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
-CHART = REPOSITORY / "charts/specdecode-operator"
+from support.helm import helm as installed
 
 Helm = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -20,9 +17,7 @@ Helm = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="session")
 def helm() -> Helm:
     """Runs Helm with these arguments; values are passed as JSON on standard input."""
-    binary = Path(os.environ.get("HELM", REPOSITORY / ".cache/bin/helm"))
-    if not binary.is_file():
-        pytest.skip(f"no Helm at {binary}: build it with `make controlplane`, or set HELM")
+    binary = installed()
 
     def run(*arguments: str, values: Mapping[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
         command = [str(binary), *arguments, "--values", "-"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +12,10 @@ import yaml
 
 import specdecode
 from specdecode.api.crd import custom_resource_definition
+from support.helm import CHART, REPOSITORY
 
 pytestmark = pytest.mark.charts
 
-REPOSITORY = Path(__file__).parents[2]
-CHART = REPOSITORY / "charts/specdecode-operator"
 
 Objects = dict[tuple[str, str, str], dict[str, Any]]
 Render = Callable[..., Objects]

@@ -17,11 +17,11 @@ import yaml
 
 from specdecode.cluster.kube import POLICIES, ApiError, Kube, Resource
 from specdecode.lab.lab import Lab
+from support.helm import CHART, REPOSITORY
+from support.helm import helm as installed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.charts, pytest.mark.asyncio(loop_scope="session")]
 
-REPOSITORY = Path(__file__).parents[2]
-CHART = REPOSITORY / "charts/specdecode-operator"
 NAMESPACE = "specdecode-chart"
 OPERATOR = "operator-under-test"
 OTHER = "default"
@@ -34,9 +34,7 @@ class Helm:
     """Runs Helm against the lab."""
 
     def __init__(self, kubeconfig: str) -> None:
-        self.binary = Path(os.environ.get("HELM", REPOSITORY / ".cache/bin/helm"))
-        if not self.binary.is_file():
-            pytest.skip(f"no Helm at {self.binary}: build it with `make controlplane`, or set HELM")
+        self.binary = installed()
         self.kubeconfig = kubeconfig
 
     def __call__(self, *arguments: str, values: dict[str, Any] | None = None) -> str:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from pathlib import Path
-
-import pytest
 
 from specdecode.cluster.kube import PODS, Json
 from specdecode.lab.realnodes.cluster import RealLab
 from specdecode.lab.realnodes.products import OPERATOR
+from support.helm import CHART, helm
 
-REPOSITORY = Path(__file__).parents[2]
 NAMESPACE = "specdecode"
 NAME = "specdecode-operator"
 USER = f"system:serviceaccount:{NAMESPACE}:{NAME}"
@@ -53,14 +50,6 @@ class ContainerLogs:
         return "\n".join(line.split(" ", 3)[-1] for line in lines)
 
 
-def helm() -> Path:
-    """`$HELM`, or the one that is built into `.cache/bin`."""
-    binary = Path(os.environ.get("HELM", REPOSITORY / ".cache/bin/helm"))
-    if not binary.is_file():
-        pytest.skip(f"no Helm at {binary}: build it with `make controlplane`, or set HELM")
-    return binary
-
-
 class InstalledOperator:
     """The release of the chart. Its log is that of all pods that it has had."""
 
@@ -75,9 +64,8 @@ class InstalledOperator:
     async def install(self) -> None:
         """`helm install`, which returns once the operator is ready."""
         image = OPERATOR.rpartition(":")[0]
-        chart = str(REPOSITORY / "charts" / NAME)
         wait = ("--create-namespace", "--wait", "--timeout=120s")
-        await self.helm("install", NAME, chart, *wait, f"--set=image.repository={image}")
+        await self.helm("install", NAME, str(CHART), *wait, f"--set=image.repository={image}")
 
     async def pod(self) -> Json:
         """The operator's pod."""

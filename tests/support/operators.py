@@ -9,25 +9,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 import yaml
 
 from specdecode.cluster.kube import Json
 from specdecode.lab.lab import Lab
+from support.helm import CHART, REPOSITORY, helm
 
-REPOSITORY = Path(__file__).parents[2]
-CHART = REPOSITORY / "charts/specdecode-operator"
 NAMESPACE = "loop-operator"
 NAME = "loop-operator"
 
 
 def rights() -> list[Json]:
     """The chart's service account and its ClusterRole, bound, as Helm renders them."""
-    helm = Path(os.environ.get("HELM", REPOSITORY / ".cache/bin/helm"))
-    if not helm.is_file():
-        pytest.skip(f"no Helm at {helm}: build it with `make controlplane`, or set HELM")
     wanted = [f"--show-only=templates/{file}.yaml" for file in ("serviceaccount", "rbac")]
-    command = [str(helm), "template", "loop", str(CHART), f"--namespace={NAMESPACE}", *wanted]
+    command = [str(helm()), "template", "loop", str(CHART), f"--namespace={NAMESPACE}", *wanted]
     result = subprocess.run(
         [*command, f"--set=fullnameOverride={NAME}"], capture_output=True, text=True, timeout=60, check=False
     )

@@ -18,20 +18,22 @@ import pytest
 
 from specdecode.lab import watchdog
 from specdecode.lab.realvllm import installation
+from specdecode.lab.realvllm.image import ENVIRONMENT
 from specdecode_vllm import FILE, INTERVAL
 
 MODEL = "tiny"
 START = 240.0
 """Seconds that a start may take on a busy machine; 20 are usual."""
 
-_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",  # n-gram's look-ups stall each other with more on few cores
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-}
+
+def installed() -> installation.Installation:
+    """What `make vllm` installed; skips the test where it cannot be, fails it where it was not."""
+    if (problem := installation.obstacle()) is not None:
+        pytest.skip(f"real vLLM cannot run here: {problem}")
+    found = installation.find()
+    if not found.complete:
+        pytest.fail("real vLLM is not installed: run `make vllm`", pytrace=False)
+    return found
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,7 @@ def serving(
     host: str, folder: Path, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
 ) -> Iterator[RealServer]:
     """A server of the tiny model with further arguments, until the block ends; it must still live then."""
-    if (problem := installation.obstacle()) is not None:
-        pytest.skip(f"real vLLM cannot run here: {problem}")
-    found = installation.find()
-    if not found.complete:
-        pytest.fail("real vLLM is not installed: run `make vllm`", pytrace=False)
+    found = installed()
     command = [str(found.python.with_name("vllm")), "serve", str(found.models / installation.TINY)]
     command += ["--served-model-name", MODEL]
     command += ["--host", host, "--port", "8083", "--max-model-len", "1024", "--max-num-seqs", "16"]
@@ -114,7 +112,7 @@ def serving(
         subprocess.Popen(guarding, stdin=subprocess.PIPE, start_new_session=True, text=True) as guard,
         subprocess.Popen(
             command,
-            env={**os.environ, **_ENVIRONMENT, **(environment or {})},
+            env={**os.environ, **ENVIRONMENT, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

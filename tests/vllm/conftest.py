@@ -12,10 +12,10 @@ import pytest_asyncio
 
 from specdecode.lab.errors import LabError
 from specdecode.lab.lab import Lab
-from specdecode.lab.realvllm import installation
 from specdecode.lab.realvllm.image import fork_server
 from specdecode.sim.load import new_session
 from support.operators import Operator, account
+from support.real_vllm import installed
 from support.view import View
 from support.vllm_scene import VllmScene
 
@@ -23,11 +23,7 @@ from support.vllm_scene import VllmScene
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def lab() -> AsyncIterator[Lab]:
     """A control plane and a node with eight GPUs."""
-    if (problem := installation.obstacle()) is not None:
-        pytest.skip(f"real vLLM cannot run here: {problem}")
-    found = installation.find()
-    if not found.complete:
-        pytest.fail("real vLLM is not installed: run `make vllm`", pytrace=False)
+    found = installed()
     async with AsyncExitStack() as stack:
         try:
             images = await stack.enter_async_context(fork_server(found))

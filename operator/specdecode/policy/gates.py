@@ -431,19 +431,30 @@ def backoff(o: Observation, profile: str) -> int:
 
 
 def _tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
-    """The last changes to a profile, newest first, but for restarts, and those that were measured in another traffic or
-    at another load: what lost then may win today."""
+    """The last changes to a profile, newest first, but for restarts, and those that were measured in another traffic,
+    at another load, or against something faster than what runs now: what lost then may win today."""
     turned = moved(o.knowledge, profile) > TRAFFIC_TURNED
     now = o.loads.at(o.now)
+    tpot = o.estimates.measured.tpot_seconds if o.estimates.measured else None
     for entry in o.history:
         if entry.target.profile != profile or entry.reason == Reason.RESTART_RESTORES:
             continue
         then = o.loads.at(seconds_of(entry.started_at))
         elsewhere = now and then and not 1 / LOAD_TURNED < now / then < LOAD_TURNED
-        if (turned or elsewhere) and entry.outcome_reason in MEASURED:
+        if (turned or elsewhere or _outlived(entry, tpot)) and entry.outcome_reason in MEASURED:
             continue
         yield entry
 
+
+def _outlived(entry: HistoryEntry, tpot: float | None) -> bool:
+    """Whether what runs has become slower since than what lost was then."""
+    if tpot is None or entry.before is None or entry.gain is None:
+        return False
+    return tpot > entry.before * max(1 / max(1 + entry.gain.value, 1e-3), SLOWED)
+
+
+SLOWED = 1.25
+"""Factor in TPOT from which a canary that was hardly better or worse proves nothing."""
 
 MEASURED = frozenset({"Slower", "TailWorse", "GainTooSmall", "NotSure", "UnequalLoad", "TooFewRequests"})
 """Endings (`rollout.ending`) of changes that failed for what was measured, not because the profile does not run."""

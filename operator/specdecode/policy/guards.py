@@ -43,7 +43,8 @@ DISPROVED_FOR = 4 * 3600.0
 
 
 def acceptance_below_floor(o: Observation) -> Decision | None:
-    """Low acceptance is net negative: off, unless both sides of the cost were measured here and say otherwise."""
+    """Low acceptance is net negative: off, unless both sides of the cost were measured here and say otherwise, of what
+    runs or of another schedule of it."""
     floor, acceptance, off = o.policy.guards.acceptance.disable_below, o.estimates.acceptance, _off(o)
     if o.active is None or acceptance is None or off is None:
         return None
@@ -56,7 +57,8 @@ def acceptance_below_floor(o: Observation) -> Decision | None:
     fell = rate < COLLAPSED * floor and _fell(o, o.active.profile)
     if measured and gain is not None:
         # Where drafts fare nearly as ever, what is expected; where the traffic has turned, only what is sure.
-        loses = gain.high < 0 if fell else gain.value < 0 or (outlook is not None and outlook.benefit <= 0)
+        least = _of_another_schedule(o)
+        loses = gain.high < 0 if fell else gain.value < least or (outlook is not None and outlook.benefit <= 0)
         if loses:
             return None
     if _disproved(o, Reason.ACCEPTANCE_BELOW_FLOOR):
@@ -71,6 +73,18 @@ def acceptance_below_floor(o: Observation) -> Decision | None:
         # than when the drafts were chosen, or requests pile up.
         urgent=not measured or fell or o.estimates.relieved_by(off),
     )
+
+
+def _of_another_schedule(o: Observation) -> float:
+    """What another schedule of the active profile is expected to gain; 0 where there is none that could carry the load
+    and is worth a change."""
+    gains = (
+        gain.value
+        for c in o.estimates.candidates
+        if o.active is not None and c.profile == o.active.profile and (gain := o.estimates.gain(c)) is not None
+        if not o.estimates.predictions[c.profile].saturated
+    )
+    return max((g for g in gains if g >= o.policy.objective.minimum_gain), default=0.0)
 
 
 def _fell(o: Observation, profile: str) -> bool:

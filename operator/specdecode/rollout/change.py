@@ -153,6 +153,7 @@ class Change:
             outcome_reason=r.outcome_reason or Ending.SUPERSEDED,
             message=r.message,
             gain=r.gain,
+            before=r.before if _compared_by(r.reason) is Figure.TPOT else None,
             started_at=r.started_at,
             finished_at=text_of(self.o.now),
         )

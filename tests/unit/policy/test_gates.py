@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from specdecode.api.v1alpha1 import BatchRangeStatus, Configuration, HistoryEntry, Outcome
+from specdecode.api.v1alpha1 import BatchRangeStatus, Configuration, HistoryEntry, Interval, Outcome
 from specdecode.model.cost import Prediction
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Drafts, Knowledge, StepTime
@@ -577,6 +577,18 @@ def test_so_it_is_when_the_load_has_turned(factor: float, again: bool) -> None:
     past = LoadHistory(int(NOW // BUCKET) - 40, (*[now / factor] * 40, now), BUCKET)
     assert (decide(replace(o, loads=past)).reason is Reason.WORTH_A_PROBE) is again
     assert backoff(replace(o, loads=past), "ngram") == (1 if again else 2)
+
+
+@pytest.mark.parametrize(
+    ("gain", "slowed", "again"),
+    [(-0.24, 1.2, False), (-0.24, 1.4, True), (-0.5, 1.9, False), (0.02, 1.2, False), (0.02, 1.3, True)],
+)
+def test_so_it_is_when_what_runs_has_become_slower_than_what_lost(gain: float, slowed: float, again: bool) -> None:
+    o = observation()
+    assert o.estimates.measured is not None and o.estimates.measured.tpot_seconds is not None
+    then = Interval(value=gain, low=gain - 0.05, high=gain + 0.05)
+    lost = slower(A_WHILE_AGO).model_copy(update={"gain": then, "before": o.estimates.measured.tpot_seconds / slowed})
+    assert backoff(replace(o, history=(lost,)), "ngram") == (1 if again else 2)
 
 
 def test_that_it_does_not_run_is_true_of_any_load() -> None:

@@ -222,6 +222,20 @@ def test_what_was_measured_to_be_a_little_faster_but_does_not_pay_back_does_not_
 
 
 @pytest.mark.parametrize(
+    ("schedule", "headroom", "speaks"),
+    [(0.015, 3.0, False), (0.019, 3.0, True), (0.0199, 3.0, True), (0.015, 0.9, True)],
+    ids=["better than off", "worse than off", "worth no change", "could not carry the load"],
+)
+def test_it_gives_way_to_another_schedule_that_was_measured_to_be_better_than_off(
+    schedule: float, headroom: float, speaks: bool
+) -> None:
+    o = low(knowledge=BOTH)
+    predictions = {"ngram": prediction(schedule, headroom), "disabled": prediction(0.018)}
+    o = replace(o, estimates=replace(o.estimates, modelled=prediction(0.02), predictions=predictions))
+    assert (acceptance_below_floor(o) is not None) is speaks
+
+
+@pytest.mark.parametrize(
     ("outcome", "ago", "speaks"),
     [
         (Outcome.FAILED, 3600.0, False),

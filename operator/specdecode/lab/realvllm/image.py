@@ -22,7 +22,7 @@ PATTERN = "vllm/vllm-openai-cpu:*"
 READY = "ready"
 """What the fork server prints once it takes clients."""
 _READY_WITHIN = 180.0
-_ENVIRONMENT: Mapping[str, str] = {
+ENVIRONMENT: Mapping[str, str] = {
     # One thread a pod: pods share few cores, and threads that wait for each other would measure the scheduler.
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -34,6 +34,7 @@ _ENVIRONMENT: Mapping[str, str] = {
     "VLLM_NO_USAGE_STATS": "1",
     "CUDA_VISIBLE_DEVICES": "",
 }
+"""What every vLLM on few cores wants."""
 _FROM_THE_MACHINE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ")
 
 
@@ -53,7 +54,7 @@ async def fork_server(installation: Installation) -> AsyncIterator[Mapping[str, 
                 [str(installation.python), str(FORK_SERVER), "serve", str(address)],
                 output=output,
                 # What it finds out about a model's class takes a process that imports all of vLLM: kept for later pods.
-                env={**inherited, **_ENVIRONMENT, "VLLM_CACHE_ROOT": str(installation.cache)},
+                env={**inherited, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(installation.cache)},
                 cwd=installation.models,
             )
         await _until_ready(child, log)
