@@ -84,6 +84,19 @@ async def test_what_is_asked_can_be_changed_under_another_name(server: Server) -
     assert {(r.phase, r.kind, r.temperature, r.tokens) for r in clients.records} == {("later", "hot", 1.0, 2)}
 
 
+async def test_clients_that_pause_end_what_they_began_and_go_on_when_they_are_asked(server: Server) -> None:
+    clients = Clients(lambda: [server.url], SHORT, model="chat", seed=1)
+    await until(clients, 2)
+    await clients.pause()
+    seen = len(clients.records)
+    await asyncio.sleep(0.05)
+    assert len(server.asked) == seen == len(clients.records)
+    clients.ask(SHORT)
+    await until(clients, seen + 1)
+    await clients.stop()
+    assert not clients.failures
+
+
 @pytest.mark.parametrize(("fault", "error"), [(400, "BadRequestError"), (503, "InternalServerError"), (0, "cut")])
 async def test_a_request_that_is_refused_or_cut_fails_once(server: Server, fault: int, error: str) -> None:
     server.fault = fault

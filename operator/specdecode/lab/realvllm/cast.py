@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,14 +17,16 @@ from specdecode.lab.realvllm.clients import Clients, Traffic, hot_chat, summarie
 from specdecode.lab.realvllm.image import fork_server
 from specdecode.lab.realvllm.installation import Installation
 
-ALONE, TOGETHER = 240, 40
-"""Seconds of the two parts of an act: the operator has the cores to itself to find out what pays, at most so long, then
-the others are asked the same, and all are compared. A few cores do not carry four servers at once, and a canary among
-them."""
+ALONE, COMPARED = 240, 60
+"""Seconds of the two parts of an act, at most: the operator has the cores to itself to find out what pays; then all
+are asked the same, and compared."""
+ROUNDS, TURN = 2, 7
+"""All are asked in turns, so many times for so many seconds: a few cores do not carry three servers at once, and what
+servers take from each other would be compared."""
 FINDS_OUT = 40
 """Seconds that an act lasts at least before it is looked at what the operator made of it."""
 TALKS = {"summaries": summaries(2), "hot chat": hot_chat(3), "summaries again": summaries(2)}
-PARTS = [(Act(f"{name}: finding out", ALONE), Act(name, TOGETHER)) for name in TALKS]
+PARTS = [(Act(f"{name}: finding out", ALONE), Act(name, COMPARED)) for name in TALKS]
 FASTER = 1.5
 """Factor by which tokens come faster than without speculation, once the operator has reacted, where it suits the
 traffic."""
@@ -56,21 +57,22 @@ class RealCast:
         return fork_server(self._installation)
 
     async def load(self, run: Run, endpoints: Endpoints) -> None:
-        """Clients who ask again as soon as they are answered: of the managed workload alone, then of each."""
+        """Clients who ask again as soon as they are answered: of the managed workload alone, then of each in turn."""
         clients = {
             name: Clients(partial(endpoints, name), summaries(0), model="chat", seed=7, records=run.records[name])
             for name in TITLES
         }
         try:
-            for (alone, together), talk in zip(PARTS, TALKS.values(), strict=True):
+            for (alone, compared), talk in zip(PARTS, TALKS.values(), strict=True):
                 run.enter(alone)
-                for name, client in clients.items():
-                    client.ask(talk if name == MANAGED else replace(talk, clients=0), phase=alone.name)
+                clients[MANAGED].ask(talk, phase=alone.name)
                 await _found_out(run, talk, alone.seconds)
-                run.enter(together)
-                for client in clients.values():
-                    client.ask(talk, phase=together.name)
-                await asyncio.sleep(together.seconds)
+                await clients[MANAGED].pause()
+                run.enter(compared)
+                for client in [*clients.values()] * ROUNDS:
+                    client.ask(talk, phase=compared.name)
+                    await asyncio.sleep(TURN)
+                    await client.pause()
         finally:
             await asyncio.gather(*(client.stop() for client in clients.values()))
 

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openai import AsyncOpenAI, OpenAIError
 
@@ -63,6 +63,12 @@ class Clients:
     def ask(self, traffic: Traffic, phase: str | None = None) -> None:
         """Asks for this from now on. `phase`: its name in the records, where it is not the traffic's own."""
         self._traffic, self._phase = traffic, phase or traffic.name
+
+    async def pause(self) -> None:
+        """Asks no more for now, and waits for what is being answered."""
+        self._traffic = replace(self._traffic, clients=0)
+        while any(self._outstanding.values()):
+            await asyncio.sleep(0.05)
 
     def now(self) -> float:
         """Seconds since the start, as in the records."""
