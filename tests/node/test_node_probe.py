@@ -19,11 +19,11 @@ SPECULATES = ("--speculative-config", json.dumps({"method": "ngram", "num_specul
 
 
 @story
-async def test_a_sweep_runs_as_a_job_in_the_cluster(scene: RealScene, tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_a_sweep_runs_as_a_job_in_the_cluster(scene: RealScene) -> None:
     traffic = await scene.serve(real_deployment(1, nodes=("node-1", "node-2"), args=[*SERVE, *SPECULATES]))
     await traffic.stop()
     await scene.govern(mode="Observe")
-    prompts = tmp_path_factory.mktemp("probe") / "prompts.txt"
+    prompts = scene.lab.folder / f"{scene.namespace}.txt"
     prompts.write_text("Summarise this: the cat sat on the mat.\nSummarise that: the dog lay on the rug.\n")
     told = await command(
         Path(sys.executable).with_name("specdecode"),
@@ -33,5 +33,5 @@ async def test_a_sweep_runs_as_a_job_in_the_cluster(scene: RealScene, tmp_path_f
     )
     cool, hot = json.loads(told)["temperatures"]
     assert (cool["temperature"], hot["temperature"]) == (0.0, 1.0)
-    assert cool["generation_tokens"] == hot["generation_tokens"] == 400
+    assert cool["tokens"] == hot["tokens"] == 400 and not cool["foreign_tokens"]
     assert cool["acceptance"]["value"] > hot["acceptance"]["value"]

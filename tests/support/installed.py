@@ -53,6 +53,9 @@ class ContainerLogs:
 class InstalledOperator:
     """The release of the chart. Its log is that of all pods that it has had."""
 
+    running = True
+    """Its Deployment sees to that."""
+
     def __init__(self, lab: RealLab) -> None:
         self._lab = lab
         self.log = ContainerLogs(lab.folder, f"{NAMESPACE}_{NAME}-*")
