@@ -282,7 +282,6 @@ class HistoryEntry(ApiModel):
     outcome_reason: Annotated[str, Field(max_length=64)] = Field(description="One word for the outcome.")
     message: ShortText = Field("", description="How it ended, in a sentence.")
     gain: Interval | None = Field(None, description="Gain that the canary showed.")
-    before: float | None = Field(None, description="Mean TPOT in seconds when it began.")
     started_at: Time = Field(description="When it began.")
     finished_at: Time = Field(description="When it ended.")
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -140,8 +141,33 @@ def estimate(o: Observation, model_of: ModelFactory) -> Observation:
         running=modelled and _anchored(modelled, measured),
         restart=freshness(o, knowledge.get(o.active.profile), _cost(o, len(running)).restart) if o.active else None,
     )
-    knowledge = held_against(knowledge, o, measured, load, modelled)
+    if o.rollout is None and o.active is not None:
+        knowledge = held_against(knowledge, o, o.active.profile, measured, load, modelled)
+    elif canary := _canary(o):
+        ours = [p.window.since(canary.since) for p in o.running(canary.option) if p.answered]
+        shown = pods_together(ours)
+        if shown is not None and (its_load := _offered(shown, ours)) is not None:
+            modelled = model.predict(canary.option, its_load)
+            knowledge = held_against(knowledge, o, canary.option.profile, shown, its_load, modelled)
     return replace(o, knowledge=knowledge, loads=loads, estimates=estimates)
+
+
+def _canary(o: Observation) -> _Canary | None:
+    """The canary that is measured, where it is of another profile than what runs."""
+    r = o.rollout
+    if r is None or r.phase is not RolloutPhase.ANALYSING or r.canary_ready_at is None or o.menu is None:
+        return None
+    option = option_of(r.target, o.menu)
+    if option is None or o.active is None or option.profile == o.active.profile:
+        return None
+    warm = seconds_of(r.canary_ready_at) + o.policy.rollout.analysis.warmup
+    return _Canary(option, max(warm, o.now - o.policy.metrics.window))
+
+
+class _Canary(NamedTuple):
+    option: Option
+    since: float
+    """Unix seconds: when it was warm, no longer ago than a window."""
 
 
 _JUDGED: WeakKeyDictionary[CostModel, dict[object, list[tuple[OfferedLoad | None, Estimates]]]] = WeakKeyDictionary()

@@ -304,6 +304,7 @@ def worth_a_probe(o: Observation) -> Decision | None:
 
 LOAD_TURNED = 1.5
 """Factor in load from which an earlier failure proves nothing."""
+HALF_AN_HOUR = 1800.0
 PROBE_EVERY = 4 * 3600.0
 """Seconds between two tries of one profile, doubled after each that failed: what is known of it has faded by then."""
 
@@ -424,6 +425,17 @@ def failures(history: Iterable[HistoryEntry]) -> int:
     return sum(1 for _ in takewhile(lambda entry: entry.outcome is not Outcome.SUCCESSFUL, history))
 
 
+def lost_today(o: Observation, profile: str) -> int:
+    """How many canaries of a profile were measured in a row without success, whatever the load was then."""
+    return failures(
+        entry
+        for entry in o.history
+        if entry.target.profile == profile and entry.reason != Reason.RESTART_RESTORES
+        if entry.outcome is Outcome.SUCCESSFUL or entry.outcome_reason in MEASURED
+        if seconds_of(entry.finished_at) > o.now - DAY
+    )
+
+
 def backoff(o: Observation, profile: str) -> int:
     """Factor on the cool-down: doubles with each of the last changes to a profile that did not succeed, as far as they
     tell something about today."""
@@ -431,30 +443,19 @@ def backoff(o: Observation, profile: str) -> int:
 
 
 def _tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
-    """The last changes to a profile, newest first, but for restarts, and those that were measured in another traffic,
-    at another load, or against something faster than what runs now: what lost then may win today."""
+    """The last changes to a profile, newest first, but for restarts, and those that were measured in another traffic or
+    at another load, beyond what it varies by in an hour: what lost then may win today."""
     turned = moved(o.knowledge, profile) > TRAFFIC_TURNED
     now = o.loads.at(o.now)
-    tpot = o.estimates.measured.tpot_seconds if o.estimates.measured else None
     for entry in o.history:
         if entry.target.profile != profile or entry.reason == Reason.RESTART_RESTORES:
             continue
-        then = o.loads.at(seconds_of(entry.started_at))
-        elsewhere = now and then and not 1 / LOAD_TURNED < now / then < LOAD_TURNED
-        if (turned or elsewhere or _outlived(entry, tpot)) and entry.outcome_reason in MEASURED:
+        then = o.loads.around(seconds_of(entry.started_at), HALF_AN_HOUR)
+        elsewhere = now and then and not then[0] / LOAD_TURNED < now < then[1] * LOAD_TURNED
+        if (turned or elsewhere) and entry.outcome_reason in MEASURED:
             continue
         yield entry
 
-
-def _outlived(entry: HistoryEntry, tpot: float | None) -> bool:
-    """Whether what runs has become slower since than what lost was then."""
-    if tpot is None or entry.before is None or entry.gain is None:
-        return False
-    return tpot > entry.before * max(1 / max(1 + entry.gain.value, 1e-3), SLOWED)
-
-
-SLOWED = 1.25
-"""Factor in TPOT from which a canary that was hardly better or worse proves nothing."""
 
 MEASURED = frozenset({"Slower", "TailWorse", "GainTooSmall", "NotSure", "UnequalLoad", "TooFewRequests"})
 """Endings (`rollout.ending`) of changes that failed for what was measured, not because the profile does not run."""

@@ -141,13 +141,14 @@ def acceptance_of(measured: Measurement | None, windows: list[Window]) -> tuple[
 def held_against(
     knowledge: Mapping[str, Knowledge],
     o: Observation,
+    profile: str,
     measured: Measurement | None,
     load: OfferedLoad | None,
     modelled: Prediction | None,
 ) -> Mapping[str, Knowledge]:
-    """Notes how far the model is off what runs, as often as anything is learnt."""
-    active = knowledge.get(o.active.profile) if o.active else None
-    if o.active is None or active is None or active.learnt_at != o.now or o.rollout is not None:
+    """Notes how far the model is off what pods of a profile show, as often as anything is learnt of it."""
+    known = knowledge.get(profile)
+    if known is None or known.learnt_at != o.now:
         return knowledge
     if measured is None or not measured.tpot_seconds or load is None or modelled is None:
         return knowledge
@@ -159,7 +160,7 @@ def held_against(
     if abs(log_ratio) > MOST_RESIDUAL:
         return knowledge
     residual = Residual(load.tokens_per_second, log_ratio, o.now)
-    return {**knowledge, o.active.profile: active.with_residual(residual)}
+    return {**knowledge, profile: known.with_residual(residual)}
 
 
 ENOUGH_FINISHED = 30

@@ -11,10 +11,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import NormalDist
 
 from specdecode.api.v1alpha1 import Outcome, SpecDecodePolicySpec
 from specdecode.model.cost import Option
-from specdecode.model.estimate import Estimate, percent
+from specdecode.model.estimate import Z90, Estimate, percent
 from specdecode.model.measure import Change, Measurement, measurement
 from specdecode.policy.observation import Pod
 from specdecode.policy.options import describe
@@ -170,11 +171,14 @@ def judge(
     *,
     protect_tail: bool,
     decided_at: float | None = None,
+    lost: int = 0,
 ) -> Verdict | None:
     """The verdict, or None while there is none yet. Harm is called early; success after the whole time, where it is
     plain after half of it, and not in a lull.
 
-    `decided_at`: that load, of the whole workload in tokens/s; None where it is not known.
+    `decided_at`: that load, of the whole workload in tokens/s; None where it is not known. `lost`: how many canaries of
+    the profile in a row did not succeed today. Chance alone promotes one in twenty that are no better, so what is tried
+    again and again must show more: each time half as large an error is allowed.
     """
     rules = policy.rollout.analysis
     how = "before and after, for want of a baseline: " if c.before_and_after else ""
@@ -195,7 +199,7 @@ def judge(
             if broken := _slo_broken(c, policy) or (protect_tail and _tail_worse(c)):
                 return Verdict(Outcome.FAILED, Ending.TAIL_WORSE, f"{how}{broken}", c.gain)
             floor = 0.0 if required_gain > 0 else -NO_WORSE
-            if c.gain.value >= required_gain and c.gain.low > floor:
+            if c.gain.value >= required_gain and _at_the_least(c.gain, lost) > floor:
                 return Verdict(Outcome.SUCCESSFUL, Ending.PROMOTED, f"{how}promoting: {c.shown}", c.gain)
             if c.gain.high < required_gain and share <= UNEQUAL_LOAD:
                 return Verdict(Outcome.FAILED, Ending.GAIN_TOO_SMALL, f"{how}too small: {c.shown}", c.gain)
@@ -224,7 +228,14 @@ def judge(
             " nothing of the load that the change is for",
             c.gain,
         )
-    return Verdict(Outcome.INCONCLUSIVE, Ending.NOT_SURE, f"{how}no clear answer in time: {c.shown}", c.gain)
+    again = f"; after {lost} that did not prove it today, it takes more than that" if lost else ""
+    return Verdict(Outcome.INCONCLUSIVE, Ending.NOT_SURE, f"{how}no clear answer in time: {c.shown}{again}", c.gain)
+
+
+def _at_the_least(gain: Estimate, lost: int) -> float:
+    """The lower end of a gain, with an error of 5 % that is halved so many times."""
+    wider = NormalDist().inv_cdf(1 - 0.05 / 2**lost) / Z90
+    return math.expm1(math.log1p(gain.value) - wider * (math.log1p(gain.value) - math.log1p(gain.low)))
 
 
 def _changes(pods: Iterable[Pod], since: float) -> list[tuple[float, Change]]:

@@ -8,6 +8,7 @@ from typing import Any
 from specdecode.api.v1alpha1 import HistoryEntry, Interval, Outcome, RolloutPhase, RolloutStatus
 from specdecode.policy.clock import seconds_of, text_of
 from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.gates import lost_today
 from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import Container, Menu, configuration, describe, fields_of, option_of
 from specdecode.rollout.analysis import Figure, compare, in_force, judge, value_of
@@ -153,7 +154,6 @@ class Change:
             outcome_reason=r.outcome_reason or Ending.SUPERSEDED,
             message=r.message,
             gain=r.gain,
-            before=r.before if _compared_by(r.reason) is Figure.TPOT else None,
             started_at=r.started_at,
             finished_at=text_of(self.o.now),
         )
@@ -191,6 +191,7 @@ def analysing(c: Change) -> Step:
         c.rollout.required_gain,
         protect_tail=c.rollout.protect_tail,
         decided_at=c.o.loads.at(seconds_of(c.rollout.started_at)),
+        lost=lost_today(c.o, c.rollout.target.profile),
     )
     if verdict is None:
         if c.late:

@@ -18,6 +18,7 @@ from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Knowledge
 from specdecode.model.loads import BUCKET, LoadHistory
 from specdecode.model.window import Window
+from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.estimating import (
     AGEING,
@@ -238,6 +239,25 @@ def test_it_is_not_while_canaries_take_a_part_nor_by_requests_that_outlast_the_w
     assert begun is not None
     changing = estimate(replace(o, rollout=begun, knowledge={}), Modeller())
     assert changing.knowledge["disabled"].step_times and not changing.knowledge["disabled"].residuals
+
+
+@pytest.mark.parametrize(
+    ("profile", "warm_for", "told"), [("ngram", 250.0, 1), ("ngram", -10.0, 0), ("other", 250.0, 0)]
+)
+def test_the_model_is_held_against_a_canary_of_another_profile(profile: str, warm_for: float, told: int) -> None:
+    """Of another schedule of what runs it is not: that would be held against what runs as well."""
+    o = observation(window=LONG)
+    begun = advance(o, Decision(Reason.WORTH_A_CANARY, "", NGRAM, change=True)).rollout
+    assert begun is not None
+    ready_at = text_of(NOW - o.policy.rollout.analysis.warmup - warm_for)
+    target = begun.target.model_copy(update={"profile": profile})
+    analysing = begun.model_copy(
+        update={"phase": RolloutPhase.ANALYSING, "canary_ready_at": ready_at, "target": target}
+    )
+    pods = (*o.pods, pod("c", "new", NGRAM, traffic(seconds=300.0, acceptance=0.6)))
+    known = estimate(replace(o, pods=pods, rollout=analysing, knowledge={}), Modeller()).knowledge
+    assert known["ngram"].step_times and len(known["ngram"].residuals) == told
+    assert not known["disabled"].residuals
 
 
 def test_without_requests_nothing_is_learnt() -> None:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from specdecode.api.v1alpha1 import BatchRangeStatus, Configuration, HistoryEntry, Interval, Outcome
+from specdecode.api.v1alpha1 import BatchRangeStatus, Configuration, HistoryEntry, Outcome
 from specdecode.model.cost import Prediction
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Drafts, Knowledge, StepTime
 from specdecode.model.loads import BUCKET, LoadHistory
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Reason
-from specdecode.policy.gates import DAY, MEASURED, PROBE_EVERY, backoff, decide, may_act
+from specdecode.policy.gates import DAY, MEASURED, PROBE_EVERY, backoff, decide, lost_today, may_act
 from specdecode.policy.observation import Observation, Problem
 from specdecode.rollout.ending import Ending
 from specdecode.vllm.speculation import BatchRange
@@ -192,6 +192,19 @@ def test_rest_doubles_with_each_failure(failures: int, factor: int) -> None:
     o = observation(history=(*failed, entry(target="disabled")))
     assert backoff(o, "ngram") == factor
     assert backoff(o, "disabled") == 1, "what failed is the one, not the other"
+
+
+def test_todays_lost_canaries_are_counted_whatever_the_load_was() -> None:
+    ended = (
+        slower(600.0),
+        entry(Outcome.ERROR, ago=900.0, outcome_reason=Ending.NO_CAPACITY),
+        slower(1200.0),
+        entry(Outcome.SUCCESSFUL, ago=3600.0),
+        slower(7200.0),
+    )
+    assert lost_today(observation(history=ended), "ngram") == 2, "until one that succeeded"
+    assert lost_today(observation(history=(*ended[:3], slower(DAY + 60))), "ngram") == 2, "of today"
+    assert lost_today(observation(history=ended), "disabled") == 0
 
 
 def test_changes_are_counted_per_day() -> None:
@@ -579,16 +592,12 @@ def test_so_it_is_when_the_load_has_turned(factor: float, again: bool) -> None:
     assert backoff(replace(o, loads=past), "ngram") == (1 if again else 2)
 
 
-@pytest.mark.parametrize(
-    ("gain", "slowed", "again"),
-    [(-0.24, 1.2, False), (-0.24, 1.4, True), (-0.5, 1.9, False), (0.02, 1.2, False), (0.02, 1.3, True)],
-)
-def test_so_it_is_when_what_runs_has_become_slower_than_what_lost(gain: float, slowed: float, again: bool) -> None:
-    o = observation()
-    assert o.estimates.measured is not None and o.estimates.measured.tpot_seconds is not None
-    then = Interval(value=gain, low=gain - 0.05, high=gain + 0.05)
-    lost = slower(A_WHILE_AGO).model_copy(update={"gain": then, "before": o.estimates.measured.tpot_seconds / slowed})
-    assert backoff(replace(o, history=(lost,)), "ngram") == (1 if again else 2)
+def test_but_not_for_what_the_load_varies_by_within_an_hour() -> None:
+    o = expecting(-0.1, **UNLIKELY, history=(slower(A_WHILE_AGO),))
+    now = o.loads.at(NOW)
+    assert now is not None
+    bursts = LoadHistory(int(NOW // BUCKET) - 40, (*[now / 4, now] * 20, now), BUCKET)
+    assert backoff(replace(o, loads=bursts), "ngram") == 2
 
 
 def test_that_it_does_not_run_is_true_of_any_load() -> None:

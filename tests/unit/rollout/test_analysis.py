@@ -337,6 +337,19 @@ def test_what_a_canary_shows_in_a_lull_proves_nothing(
         assert found is not None and "fell from 6100 to 3000 tokens/s" in found.message
 
 
+@pytest.mark.parametrize(
+    ("low", "lost", "promoted"),
+    [(0.02, 0, True), (0.02, 1, False), (0.05, 1, True), (0.05, 3, False), (0.1, 3, True), (0.08, 9, False)],
+)
+def test_what_lost_before_must_show_more_each_time(low: float, lost: int, promoted: bool) -> None:
+    """Chance alone promotes one in twenty that are no better."""
+    c = comparison((0.16, low, 0.3), seconds=2 * DURATION)
+    found = judge(c, POLICY, REQUIRED, protect_tail=False, lost=lost)
+    assert found is not None
+    assert found.outcome is (Outcome.SUCCESSFUL if promoted else Outcome.INCONCLUSIVE)
+    assert promoted or f"after {lost} that did not prove it today" in found.message
+
+
 def filling(per_reading: float, start: float = 8.0) -> Pod:
     """A pod on which so many more requests are at each reading."""
     even = traffic()
