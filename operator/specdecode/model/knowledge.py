@@ -157,6 +157,8 @@ class Residual:
     """log(measured TPOT / modelled TPOT)."""
     measured_at: UnixSeconds
     """Unix seconds."""
+    variance: NotNegative = 0.0
+    """Of what single windows show, around it."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,9 @@ class Knowledge:
         if old is not None:
             # What was seen a while ago says little about the bursts of now.
             weight = max(NEWER, min(1.0, (new.measured_at - old.measured_at) / DAY))
-            new = replace(new, log_ratio=old.log_ratio + weight * (new.log_ratio - old.log_ratio))
+            off = new.log_ratio - old.log_ratio
+            variance = (1 - weight) * (old.variance + weight * off**2)
+            new = replace(new, log_ratio=old.log_ratio + weight * off, variance=variance)
         kept = sorted((r for r in self.residuals if r is not old), key=lambda r: r.measured_at)[-(MAX_RESIDUALS - 1) :]
         return replace(self, residuals=(*kept, new))
 

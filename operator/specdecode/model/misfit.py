@@ -3,7 +3,8 @@ that pods share, whatever else makes a service differ from a queue of independen
 
 log TPOT measured - log TPOT modelled is a Gaussian process over log load, half of it common to all options (a service
 that is bursty is so for all), half each option's own. How large it is at all is weighted by the evidence, so where the
-model explains what is seen it says next to nothing. What was seen long ago says less.
+model explains what is seen it says next to nothing. What was seen long ago says less. By how much windows at one load
+differ (bursts that are not alike) the next one may differ as well.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from specdecode.model.knowledge import DAY, Knowledge
+from specdecode.model.knowledge import DAY, NEWER, Knowledge
 
 Array = NDArray[np.float64]
 
@@ -26,6 +27,8 @@ _COMMON = 0.5
 """Part of its variance that all options share."""
 _NOISE = 0.05
 """Standard deviation of the logarithm of a mean TPOT over a window: requests that finish tell of minutes before."""
+_OF_A_MEAN = NEWER / (2 - NEWER)
+"""Variance of a mean that moves by `NEWER` of what is new, over that of single windows."""
 _AGEING = 0.2
 """What that grows by a day."""
 
@@ -39,8 +42,9 @@ class Misfit:
         self._loads = np.log([r.tokens_per_second for _, r in seen])
         ratios = np.array([r.log_ratio for _, r in seen])
         ages = np.array([max(0.0, now - r.measured_at) for _, r in seen]) / DAY
+        self._scatter = np.array([r.variance for _, r in seen])
         # In units of the noise, turned so that what is seen is independent: for every size at once.
-        whiten = 1 / np.sqrt(_NOISE**2 + (_AGEING * ages) ** 2)
+        whiten = 1 / np.sqrt(_NOISE**2 + _OF_A_MEAN * self._scatter + (_AGEING * ages) ** 2)
         shape = self._shape(self._loads, self._names[:, None])
         eigenvalues, vectors = np.linalg.eigh(whiten[:, None] * shape * whiten)
         self._whiten = whiten[:, None] * vectors
@@ -60,9 +64,11 @@ class Misfit:
         """Mean and variance of log(measured / modelled) of an option at some loads."""
         if not len(self._names):
             return np.zeros(len(tokens_per_second)), np.zeros(len(tokens_per_second))
-        seen = self._shape(np.log(np.maximum(tokens_per_second, 1e-6)), profile) @ self._whiten
+        shape = self._shape(np.log(np.maximum(tokens_per_second, 1e-6)), profile)
+        scatter = shape @ self._scatter / np.maximum(shape.sum(axis=1), 1.0)
+        seen = shape @ self._whiten
         squared = _SIZES[:, None] ** 2
         means = squared * (self._solved @ seen.T)
         mean = self._weights @ means
         known = squared**2 * (self._precision @ (seen**2).T)
-        return mean, self._weights @ (np.maximum(squared - known, 0.0) + (means - mean) ** 2)
+        return mean, self._weights @ (np.maximum(squared - known, 0.0) + (means - mean) ** 2) + scatter

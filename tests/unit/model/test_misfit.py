@@ -52,6 +52,17 @@ def test_each_option_has_its_own() -> None:
     assert ngram > 0.3 and abs(disabled) < 0.15
 
 
+def test_windows_that_differ_at_one_load_make_the_next_one_unsure() -> None:
+    steady, bursty = Knowledge(), Knowledge()
+    for i in range(40):
+        steady = steady.with_residual(Residual(1000.0, 0.4, NOW))
+        bursty = bursty.with_residual(Residual(1000.0, 0.4 + (0.3 if i % 2 else -0.3), NOW))
+    (sure, unsure) = (Misfit({"ngram": k}, NOW).at("ngram", LOADS) for k in (steady, bursty))
+    assert unsure[0][1] == pytest.approx(sure[0][1], abs=0.12), "as much is expected"
+    assert np.sqrt(unsure[1][1]) == pytest.approx(0.3, rel=0.2) and np.sqrt(sure[1][1]) < 0.1
+    assert unsure[1][2] < unsure[1][1] + 0.1, "at another load they say less"
+
+
 def test_it_says_less_with_age() -> None:
     fresh, old = (Misfit({"ngram": off_by(0.4, 1000.0, age=age)}, NOW) for age in (0.0, 2 * DAY))
     assert abs(old.at("ngram", LOADS)[0][1]) < 0.8 * fresh.at("ngram", LOADS)[0][1]

@@ -13,7 +13,9 @@ EVERY = 600.0
 """Seconds between two looks at the predictions: they change slowly."""
 
 PART = 30.0
-"""Seconds of the window that are taken as steady: a batch follows its load within seconds."""
+"""Seconds of the window that are taken as steady, at most: a batch follows its load within seconds."""
+LIFETIMES = 10.0
+"""The same in lifetimes of a request: where requests are short, so are the bursts that they feel."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,10 @@ class Calibration:
         if not pods:
             return
         # The operator speaks of its window: of the traffic that came, with its ups and downs.
-        now, part = int(look.t / demand.dt), max(1, round(PART / demand.dt))
+        m = o.estimates.measured
+        life = (m.tpot_seconds or 0.0) * (m.output_length or 0.0) if m is not None else 0.0
+        steady = min(PART, LIFETIMES * life) if life else PART
+        now, part = int(look.t / demand.dt), max(1, round(steady / demand.dt))
         start = max(0, now - round(o.policy.metrics.window / demand.dt))
         traffic = [demand.over(i, min(i + part, now)) for i in range(start, now, part)]
         traffic = [(rate / len(pods), mix) for rate, mix in traffic if rate > 0]
