@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -207,21 +208,12 @@ def acceptance_spread(windows: Iterable[Window]) -> Spread | None:
     rates = sorted(part for window in windows for part in drafting_parts(window))
     if not rates:
         return None
-    drafted = sum(part.drafted for part in rates)
-    p10, p50, p90 = (_weighted_quantile(rates, q * drafted) for q in (0.1, 0.5, 0.9))
+    reached = list(accumulate(part.drafted for part in rates))
+    drafted = reached[-1]
+    p10, p50, p90 = (rates[bisect_left(reached, q * drafted)].rate for q in (0.1, 0.5, 0.9))
     return Spread(p10, p50, p90, drafted)
 
 
 def drafting_parts(window: Window) -> list[DraftingPart]:
     """The parts of at least `ENOUGH_DRAFTED` tokens each that end within a window, oldest first."""
     return [r.drafting for r in window.readings[1:] if r.drafting is not None]
-
-
-def _weighted_quantile(ordered: list[DraftingPart], rank: float) -> float:
-    """The smallest value whose weight, with that of all smaller ones, reaches the rank."""
-    reached = 0.0
-    for part in ordered:
-        reached += part.drafted
-        if reached >= rank:
-            return part.rate
-    return ordered[-1].rate
