@@ -194,13 +194,13 @@ def _offered(measured: Measurement | None, windows: list[Window]) -> OfferedLoad
 
 def _variation(windows: list[Window]) -> float:
     """Standard deviation of the logarithm of the pods' loads over the readings, less what single arrivals add."""
-    paces = [r.pace for w in windows for r in w.readings[1:] if r.pace is not None]
+    paces = [pace for w in windows for r in w.readings[1:] if (pace := r.pace) is not None]
     if len(paces) < ENOUGH_READINGS:
         return 0.0
     rates, ended = np.array(paces).T
-    if not rates.mean():
+    if not (mean := rates.mean()):
         return 0.0
-    spread = float(rates.var() / rates.mean() ** 2 - 2.0 / max(ended.mean(), 1.0))
+    spread = float(rates.var() / mean**2 - 2.0 / max(ended.mean(), 1.0))
     variation = math.sqrt(math.log1p(max(spread, 0.0)))
     return min(variation, LARGEST_VARIATION) if variation > SMALLEST_VARIATION else 0.0
 
