@@ -140,5 +140,5 @@ class Simulation:
 
 def _prevailing(service: Service) -> str:
     revisions = [p.revision for p in service.deployment.serving]
-    option = service.option(max(set(revisions), key=revisions.count)) if revisions else None
+    option = service.option(max(dict.fromkeys(revisions), key=revisions.count)) if revisions else None
     return option.profile if option else ""
