@@ -39,13 +39,17 @@ def difference(before: Histogram, after: Histogram, *, buckets: bool = True) -> 
 
     Without `buckets` only the last one is kept (and looked at), which is all that a mean needs.
     """
-    if before.bounds != after.bounds:
+    bounds = after.bounds
+    # Readers give all histograms of a family the same bounds: most often there is nothing to compare.
+    if bounds is not before.bounds and bounds != before.bounds:
         return None
-    kept = slice(None) if buckets else slice(-1, None)
-    counts = (*map(sub, after.counts[kept], before.counts[kept]),)
-    if min(counts) < 0:
-        return None
-    return Histogram(after.bounds[kept], counts, after.sum - before.sum, after.count - before.count)
+    if buckets:
+        counts = (*map(sub, after.counts, before.counts),)
+        fell = min(counts) < 0
+    else:
+        bounds, counts = bounds[-1:], (after.counts[-1] - before.counts[-1],)
+        fell = counts[0] < 0
+    return None if fell else Histogram(bounds, counts, after.sum - before.sum, after.count - before.count)
 
 
 def total(histograms: Iterable[Histogram | None]) -> Histogram | None:

@@ -277,11 +277,7 @@ def _answers(before: Page, after: Page) -> dict[tuple[str, str], float] | Unmeas
 def _engine_change(before: EngineSample, after: EngineSample) -> Figures | Unmeasured:
     """Increase of the counters and histograms, gauges of `after`. What `before` did not have yet cannot be measured."""
     figures = _gauges(after)
-    for names, values_of, subtract in (
-        (COUNTERS, _counters_of, _increase),
-        (_WITH_QUANTILES, _quantiles_of, difference),
-        (_WITH_MEANS, _means_of, partial(difference, buckets=False)),
-    ):
+    for names, values_of, subtract in _SUBTRACTED:
         for name, old, new in zip(names, values_of(before), values_of(after), strict=True):
             if old is None:
                 continue
@@ -308,6 +304,14 @@ def _gauges(sample: EngineSample) -> dict[str, Any]:
 
 def _increase(old: float, new: float) -> float | None:
     return new - old if new >= old else None
+
+
+_SUBTRACTED: tuple[tuple[tuple[str, ...], _Values, Callable[[Any, Any], Any]], ...] = (
+    (COUNTERS, _counters_of, _increase),
+    (_WITH_QUANTILES, _quantiles_of, difference),
+    (_WITH_MEANS, _means_of, partial(difference, buckets=False)),
+)
+"""How much each figure grew, None where it fell."""
 
 
 def _vanished(what: str, engine: EngineSample) -> Unmeasured:

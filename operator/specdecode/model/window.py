@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -50,6 +51,8 @@ class Reading:
     """The part of at least `ENOUGH_DRAFTED` tokens that ends here; None where none does."""
     begun: tuple[float, float] = field(default=(0.0, 0.0), compare=False)
     """Accepted and drafted tokens of the part that goes on."""
+    unbroken_since: float = field(default=-math.inf, compare=False)
+    """Time of the first of the readings up to this one between all of which changes could be measured."""
 
     @cached_property
     def part(self) -> Measurement | None:
@@ -67,12 +70,13 @@ class Reading:
     def then(self, t: float, page: Page, change: Change | Unmeasured) -> Reading:
         """The reading after this one."""
         figures = change.figures if isinstance(change, Change) else None
+        unbroken = t if figures is None else self.unbroken_since
         accepted, drafted = self.begun
         if figures is not None and figures.draft_tokens is not None and figures.accepted_tokens is not None:
             accepted, drafted = accepted + figures.accepted_tokens, drafted + figures.draft_tokens
         if drafted < ENOUGH_DRAFTED:
-            return Reading(t, page, change, begun=(accepted, drafted))
-        return Reading(t, page, change, DraftingPart(accepted / drafted, drafted, t))
+            return Reading(t, page, change, begun=(accepted, drafted), unbroken_since=unbroken)
+        return Reading(t, page, change, DraftingPart(accepted / drafted, drafted, t), unbroken_since=unbroken)
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class Window:
 
     def _first(self, t: float) -> int:
         """Index of the first reading from time `t` on. The readings' times rise."""
-        return bisect_left(self.readings, t, key=_time)
+        return bisect_left(self.readings, t, key=_time) if self.readings and self.readings[0].t < t else 0
 
     @cached_property
     def change(self) -> Change | Unmeasured | None:
@@ -126,10 +130,7 @@ class Window:
         """
         if len(self.readings) < 2:
             return None
-        newest = self.readings[-1]
-        first = len(self.readings) - 1
-        while first > 0 and isinstance(self.readings[first].change, Change):
-            first -= 1
+        newest, first = self.readings[-1], self._first(self.readings[-1].unbroken_since)
         if first >= len(self.readings) - 2:
             return newest.change
         return change_between(self.readings[first].page, newest.page, newest.t - self.readings[first].t)
@@ -207,21 +208,12 @@ def acceptance_spread(windows: Iterable[Window]) -> Spread | None:
     rates = sorted(part for window in windows for part in drafting_parts(window))
     if not rates:
         return None
-    drafted = sum(part.drafted for part in rates)
-    p10, p50, p90 = (_weighted_quantile(rates, q * drafted) for q in (0.1, 0.5, 0.9))
+    reached = list(accumulate(part.drafted for part in rates))
+    drafted = reached[-1]
+    p10, p50, p90 = (rates[bisect_left(reached, q * drafted)].rate for q in (0.1, 0.5, 0.9))
     return Spread(p10, p50, p90, drafted)
 
 
 def drafting_parts(window: Window) -> list[DraftingPart]:
     """The parts of at least `ENOUGH_DRAFTED` tokens each that end within a window, oldest first."""
     return [r.drafting for r in window.readings[1:] if r.drafting is not None]
-
-
-def _weighted_quantile(ordered: list[DraftingPart], rank: float) -> float:
-    """The smallest value whose weight, with that of all smaller ones, reaches the rank."""
-    reached = 0.0
-    for part in ordered:
-        reached += part.drafted
-        if reached >= rank:
-            return part.rate
-    return ordered[-1].rate

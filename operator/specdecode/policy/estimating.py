@@ -56,22 +56,25 @@ class Modeller:
 
     def __init__(self) -> None:
         self._fitted: tuple[Evidence, LearntModel] | None = None
+        self._as_good: Mapping[str, Knowledge] | None = None
+        """What was last found to be like what the model was fitted to: most looks learn nothing."""
 
     def __call__(self, e: Evidence) -> CostModel:
         """The model of the evidence."""
         if self._fitted is not None:
             old, model = self._fitted
-            same = _alike(old.known, e.known) and replace(old, known=e.known, now=e.now) == e
-            if same and 0 <= e.now - old.now < AGEING:
+            alike = e.known is self._as_good or _alike(old.known, e.known)
+            if alike and replace(old, known=e.known, now=e.now) == e and 0 <= e.now - old.now < AGEING:
+                self._as_good = e.known
                 return model
         model = LearntModel(e.known, e.speculations, e.max_num_seqs, e.graph_limit, e.now)
-        self._fitted = e, model
+        self._fitted, self._as_good = (e, model), e.known
         return model
 
 
 def _alike(old: Mapping[str, Knowledge], new: Mapping[str, Knowledge]) -> bool:
     """Whether a model would be fitted to the same."""
-    return old is new or (old.keys() == new.keys() and all(nearly_same(known, new[n]) for n, known in old.items()))
+    return old.keys() == new.keys() and all(nearly_same(known, new[n]) for n, known in old.items())
 
 
 AGEING = 600.0
@@ -217,13 +220,13 @@ def _offered(measured: Measurement | None, windows: list[Window]) -> OfferedLoad
 
 def _variation(windows: list[Window]) -> float:
     """Standard deviation of the logarithm of the pods' loads over the readings, less what single arrivals add."""
-    paces = [r.pace for w in windows for r in w.readings[1:] if r.pace is not None]
+    paces = [pace for w in windows for r in w.readings[1:] if (pace := r.pace) is not None]
     if len(paces) < ENOUGH_READINGS:
         return 0.0
     rates, ended = np.array(paces).T
-    if not rates.mean():
+    if not (mean := rates.mean()):
         return 0.0
-    spread = float(rates.var() / rates.mean() ** 2 - 2.0 / max(ended.mean(), 1.0))
+    spread = float(rates.var() / mean**2 - 2.0 / max(ended.mean(), 1.0))
     variation = math.sqrt(math.log1p(max(spread, 0.0)))
     return min(variation, LARGEST_VARIATION) if variation > SMALLEST_VARIATION else 0.0
 

@@ -182,9 +182,9 @@ def a_change_pays(o: Observation) -> Decision | None:
     best: tuple[float, Option, Estimate] | None = None
     for option in o.estimates.candidates:
         gain, outlook = o.estimates.gain(option), o.estimates.outlooks.get(option.profile)
-        if gain is None or outlook is None or not _admissible(o, option):
+        if gain is None or outlook is None:
             continue
-        if gain.value < o.policy.objective.minimum_gain or outlook.benefit <= 0:
+        if gain.value < o.policy.objective.minimum_gain or outlook.benefit <= 0 or not _admissible(o, option):
             continue
         if best is None or outlook.benefit > best[0]:
             best = outlook.benefit, option, gain
@@ -271,16 +271,13 @@ def worth_a_probe(o: Observation) -> Decision | None:
         return None
     best: tuple[float, Option, Estimate] | None = None
     for option in o.estimates.candidates:
-        gain, cost = o.estimates.gain(option), o.estimates.cost
-        if gain is None or cost is None or not _admissible(o, option):
+        gain, cost, least = o.estimates.gain(option), o.estimates.cost, o.policy.objective.minimum_gain
+        if gain is None or cost is None or not gain.low < least < gain.high or option.profile == o.active.profile:
             continue
         rest = PROBE_EVERY * backoff(o, option.profile)
-        if o.now - _last_failed(o, option.profile) < PROBE_EVERY / 2:
+        if o.now - _last_failed(o, option.profile) < PROBE_EVERY / 2 or o.now - _last_tried(o, option.profile) < rest:
             continue
-        if option.profile == o.active.profile or o.now - _last_tried(o, option.profile) < rest:
-            continue
-        least = o.policy.objective.minimum_gain
-        if not gain.low < least < gain.high:
+        if not _admissible(o, option):
             continue
         outlook = o.estimates.outlooks.get(option.profile)
         lasts = min(MEMORY, outlook.duration) if outlook else MEMORY

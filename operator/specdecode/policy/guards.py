@@ -169,9 +169,11 @@ def breaks_tpot_limit(o: Observation, option: Option) -> str | None:
         return None
     # The tail is taken to move with the mean; the canary measures it.
     p99 = now / (1 + gain.value)
+    if p99 <= limit.p99:
+        return None
     able = (c for c in e.candidates if c.profile in e.predictions and not e.predictions[c.profile].saturated)
     possible = min([now, *(now / (1 + g.value) for c in able if (g := e.gain(c)) is not None)])
-    if p99 <= limit.p99 or possible > limit.p99:
+    if possible > limit.p99:
         return None
     return f"its P99 TPOT would be about {_ms(p99)}, above the limit of {_ms(limit.p99)}"
 
@@ -208,8 +210,8 @@ def _without(o: Observation, m: Measurement) -> Latencies | None:
 def _kv_usage(o: Observation) -> float | None:
     """Mean share of the KV cache in use: a gauge, so every reading of the window counts."""
     since = o.now - o.policy.metrics.window
-    pages = [r.page for p in o.running(o.active) for r in p.window.since(since).readings]
-    shares = [e.kv_usage for page in pages for e in page.engines if e.kv_usage is not None]
+    readings = [r for p in o.running(o.active) for r in p.window.since(since).readings]
+    shares = [e.kv_usage for r in readings for e in r.page.engines if e.kv_usage is not None]
     return math.fsum(shares) / len(shares) if shares else None
 
 

@@ -137,8 +137,9 @@ class Fleet:
 
     def turn(self, rows: Ints | int, variants: Ints | int) -> None:
         """Let rows run something else from now on."""
-        self.variant[rows] = variants
-        self._stale = True
+        if np.any(self.variant[rows] != variants):
+            self.variant[rows] = variants
+            self._stale = True
 
     def _look_up(self) -> None:
         """What depends on the mix and on what each row runs alone."""

@@ -80,22 +80,24 @@ class Service:
         assert option is not None, "nobody but us writes this container"
         return self.fleet.times.variant(option)
 
-    def reconcile(self, t: float) -> None:
-        """Kubernetes' controllers act, and the fleet follows."""
+    def reconcile(self, t: float) -> bool:
+        """Kubernetes' controllers act, and the fleet follows; whether other pods serve now."""
         if not self.deployment.moving:
-            return
+            return False
         happened = self.deployment.reconcile(t)
         for pod in happened.serving:
             assert pod.row is not None
             self.fleet.start(pod.row, self.variant(pod.revision), t)
             if self.counters is not None:
                 self.counters.clear(pod.row)
-        if happened.ended or happened.serving:
-            for pod in happened.ended:
-                assert pod.row is not None
-                others = [p.row for p in self.deployment.serving if p.row is not None]
-                self.fleet.hand_over(pod.row, others)
-            self._share()
+        if not happened.ended and not happened.serving:
+            return False
+        for pod in happened.ended:
+            assert pod.row is not None
+            others = [p.row for p in self.deployment.serving if p.row is not None]
+            self.fleet.hand_over(pod.row, others)
+        self._share()
+        return True
 
     def change(self, option: Option, *, give_up_one: bool) -> None:
         """Roll to an option, one pod after the other."""

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from specdecode.model.cost import Option
 from specdecode.sim.twin.agents import Agent, Operator
 from specdecode.sim.twin.counters import Counters
 from specdecode.sim.twin.deployment import VirtualDeployment
-from specdecode.sim.twin.fleet import Fleet, Ints, Passed
+from specdecode.sim.twin.fleet import Array, Fleet, Ints, Passed
 from specdecode.sim.twin.service import Service
 from specdecode.sim.twin.tally import Tally
 from specdecode.sim.twin.world import World
@@ -83,7 +82,7 @@ class Simulation:
         pairs = list(zip(self.players, self.services, strict=True))
         acting = [(p.agent, s, max(1, round(p.agent.interval / dt))) for p, s in pairs if p.agent.interval < math.inf]
         stepwise = [(p.agent, s) for p, s in pairs if isinstance(p.agent, Stepwise)]
-        counts, mix, totals = np.zeros(len(self.fleet.variant)), None, np.zeros(0, dtype=np.int64)
+        mix, totals, arrivals = None, np.zeros(0, dtype=np.int64), np.zeros((0, 0))
         for i in range(world.steps):
             t, (epoch, within) = i * dt, divmod(i, demand.epoch_steps)
             if within == 0 and (demand.mixes[epoch] is not mix or world.scenario.acceptance.changes):
@@ -98,13 +97,13 @@ class Simulation:
             if i and world.replicas[i] != world.replicas[i - 1]:
                 for service in self.services:
                     service.deployment.scale(int(world.replicas[i]))
-            for service in self.services:
-                service.reconcile(t)
+            moved = [service for service in self.services if service.reconcile(t)]
             for agent, service, every in acting:
                 if i and i % every == 0:
                     agent.act(service, t)
-            self._arrive(totals, within, counts)
-            passed = self.fleet.step(counts, t)
+            if within == 0 or moved:
+                arrivals = self._arrivals_from(within, totals)
+            passed = self.fleet.step(arrivals[within], t)
             if self._counters is not None:
                 self._counters.record(passed)
             self.tally.record(passed)
@@ -123,9 +122,10 @@ class Simulation:
         rounded = np.floor(expected + self._arrivals.random(len(expected)))
         return np.where(demand.recorded[steps], rounded, self._arrivals.poisson(expected)).astype(np.int64)
 
-    def _arrive(self, totals: Ints, within: int, counts: NDArray[np.float64]) -> None:
-        """Share the arrivals of a step of the epoch among the pods: alike for all services whose pods are alike."""
-        counts[:] = 0.0
+    def _arrivals_from(self, within: int, totals: Ints) -> Array:
+        """Share the arrivals of the rest of the epoch, [step of the epoch, row], among the pods that serve from a step
+        on: alike for all services whose pods are alike."""
+        arrivals = np.zeros((len(totals), len(self.fleet.variant)))
         for service in self.services:
             if not service.key:  # who meets no ready pod is turned away
                 continue
@@ -134,10 +134,11 @@ class Simulation:
                 shared = self._shared[service.key] = np.zeros((len(totals), len(service.split)), dtype=np.int64)
                 # For the rest of the epoch: drawing costs as much for one step as for all.
                 shared[within:] = self._splits.multinomial(totals[within:], service.split)
-            counts[service.serving_rows] = shared[within]
+            arrivals[:, service.serving_rows] = shared
+        return arrivals
 
 
 def _prevailing(service: Service) -> str:
     revisions = [p.revision for p in service.deployment.serving]
-    option = service.option(max(set(revisions), key=revisions.count)) if revisions else None
+    option = service.option(max(dict.fromkeys(revisions), key=revisions.count)) if revisions else None
     return option.profile if option else ""
