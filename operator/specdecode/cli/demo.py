@@ -101,20 +101,30 @@ async def _shown(run: Run, repository: Path, console: Console) -> None:
                 live.update(_view(run))
                 await asyncio.sleep(0.5)
     else:
-        said = ""
+        said: tuple[object, ...] = ()
         while not playing.done():
-            # A log wants a line when something changes, not a picture.
-            if (line := _line(run)) != said:
+            # A log wants a line when something changes, not a picture, and not whenever a figure does.
+            (*news, message) = _line(run)
+            if tuple(news) != said:
+                line = " | ".join(filter(None, (*news, message)))
                 console.print(f"{run.elapsed():5.0f} s  {line}", soft_wrap=True, highlight=False)
-                said = line
+                said = tuple(news)
             await asyncio.sleep(1)
     await playing
 
 
-def _line(run: Run) -> str:
+def _line(run: Run) -> tuple[str, str, str, str]:
+    """The act, what runs, what the operator does or why it does nothing, and what it says of that."""
     s = run.status
-    doing = f"{s.rollout.phase.value} {s.rollout.target.profile}: {s.rollout.message}" if s.rollout else "steady"
-    return f"{run.phase} | runs {s.active_profile} | {doing}"
+    runs = f"runs {configured(s.active)}"
+    if s.rollout is not None:
+        return run.phase, runs, f"{s.rollout.phase.value} {s.rollout.target.profile}: {s.rollout.message}", ""
+    return (
+        run.phase,
+        runs,
+        s.recommendation.reason if s.recommendation else "",
+        (s.recommendation.message if s.recommendation else ""),
+    )
 
 
 def _view(run: Run) -> RenderableType:

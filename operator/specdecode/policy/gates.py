@@ -423,12 +423,12 @@ def failures(history: Iterable[HistoryEntry]) -> int:
 
 
 def lost_today(o: Observation, profile: str) -> int:
-    """How many canaries of a profile were measured in a row without success, whatever the load was then."""
+    """How many canaries of a profile were compared in a row without success, whatever the load was then."""
     return failures(
         entry
         for entry in o.history
         if entry.target.profile == profile and entry.reason != Reason.RESTART_RESTORES
-        if entry.outcome is Outcome.SUCCESSFUL or entry.outcome_reason in MEASURED
+        if entry.outcome is Outcome.SUCCESSFUL or entry.outcome_reason in COMPARED
         if seconds_of(entry.finished_at) > o.now - DAY
     )
 
@@ -454,7 +454,9 @@ def _tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
         yield entry
 
 
-MEASURED = frozenset({"Slower", "TailWorse", "GainTooSmall", "NotSure", "UnequalLoad", "TooFewRequests"})
+COMPARED = frozenset({"Slower", "TailWorse", "GainTooSmall", "NotSure"})
+"""Endings of changes whose canary could have been promoted for what it showed, and was not."""
+MEASURED = COMPARED | {"UnequalLoad", "TooFewRequests"}
 """Endings (`rollout.ending`) of changes that failed for what was measured, not because the profile does not run."""
 
 

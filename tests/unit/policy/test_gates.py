@@ -198,12 +198,13 @@ def test_todays_lost_canaries_are_counted_whatever_the_load_was() -> None:
     ended = (
         slower(600.0),
         entry(Outcome.ERROR, ago=900.0, outcome_reason=Ending.NO_CAPACITY),
+        entry(Outcome.INCONCLUSIVE, ago=1000.0, outcome_reason=Ending.TOO_FEW_REQUESTS),
         slower(1200.0),
         entry(Outcome.SUCCESSFUL, ago=3600.0),
         slower(7200.0),
     )
     assert lost_today(observation(history=ended), "ngram") == 2, "until one that succeeded"
-    assert lost_today(observation(history=(*ended[:3], slower(DAY + 60))), "ngram") == 2, "of today"
+    assert lost_today(observation(history=(*ended[:4], slower(DAY + 60))), "ngram") == 2, "of today"
     assert lost_today(observation(history=ended), "disabled") == 0
 
 
