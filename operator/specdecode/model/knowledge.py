@@ -252,11 +252,15 @@ NEARLY = 0.015
 """Shift of a logarithm, of a step time or of E - 1, that the cost model could hardly tell from none."""
 NEARLY_AS_FAR_OFF = 0.05
 """The same of how far the model was off."""
+NEARLY_AS_LONG = 0.05
+"""The same of the length of prompts, by which traffic of another kind is told."""
 
 
 def nearly_same(a: Knowledge, b: Knowledge) -> bool:
     """Whether the cost model could hardly tell what is known in one from what is known in the other."""
     if len(a.step_times) != len(b.step_times) or len(a.residuals) != len(b.residuals):
+        return False
+    if abs(math.log((a.prompt_length or 1.0) / (b.prompt_length or 1.0))) > NEARLY_AS_LONG:
         return False
     if any(old.k != new.k or _shift(old, new) > NEARLY for old, new in zip(a.step_times, b.step_times, strict=True)):
         return False

@@ -300,6 +300,7 @@ KNOWN = Knowledge(
     step_times=(step(),),
     drafts=Drafts(0.8, (0.6, 0.5), NOW, 1000.0),
     residuals=(Residual(100.0, 0.1, NOW), Residual(400.0, -0.1, NOW)),
+    prompt_length=400.0,
 )
 
 
@@ -321,6 +322,9 @@ KNOWN = Knowledge(
         ({"residuals": (Residual(390.0, -0.12, NOW), Residual(100.0, 0.1, NOW))}, True),
         ({"residuals": (Residual(100.0, 0.1, NOW), Residual(400.0, -0.2, NOW))}, False),
         ({"residuals": ()}, False),
+        ({"prompt_length": 410.0}, True),
+        ({"prompt_length": 450.0}, False),
+        ({"prompt_length": None}, False),
     ],
     ids=[
         "what the model does not read",
@@ -338,6 +342,9 @@ KNOWN = Knowledge(
         "the model a little further off, in another order",
         "the model further off",
         "the model never held against anything",
+        "prompts a little longer",
+        "longer prompts",
+        "prompts of no known length",
     ],
 )
 def test_what_the_model_could_hardly_tell_apart_is_nearly_the_same(changes: dict[str, Any], same: bool) -> None:
