@@ -313,7 +313,9 @@ class Rollout(ApiModel):
         1800.0, description="Rest after a change. Doubles after each change that had to be taken back."
     )
     max_changes_per_day: Annotated[int, Field(ge=1, le=20)] = Field(
-        6, description="Changes that may be started in 24 hours; no more than the history remembers."
+        6,
+        description="Changes that may be started in 24 hours, at most half of them in vain to find out what pays; the "
+        "last is kept for switching off. No more than the history remembers.",
     )
     progress_deadline: PositiveDuration = Field(
         1800.0,

@@ -385,12 +385,24 @@ def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
 
 
 def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
-    """The policy allows so many changes a day."""
+    """The policy allows so many changes a day. What is tried in vain takes at most half of them, and the last one is
+    kept for switching off: what users feel must be answered whatever was tried before."""
     limit = o.policy.rollout.max_changes_per_day
     today = [h for h in o.history if seconds_of(h.started_at) > o.now - DAY]
-    if len(today) < limit:
-        return None
-    return Reason.CHANGES_EXHAUSTED, f"{len(today)} changes in 24 hours; spec.rollout.maxChangesPerDay allows {limit}"
+    in_vain = [h for h in today if h.reason in FINDING_OUT and h.outcome is not Outcome.SUCCESSFUL]
+    turns_on = d.target is not None and d.target.speculation is not None
+    said = f"{len(today)} changes in 24 hours; spec.rollout.maxChangesPerDay allows {limit}"
+    if len(today) >= limit:
+        return Reason.CHANGES_EXHAUSTED, said
+    if turns_on and len(today) >= max(1, limit - 1):
+        return Reason.CHANGES_EXHAUSTED, f"{said}, and the last is kept for switching off"
+    if d.reason in FINDING_OUT and len(in_vain) >= max(1, limit // 2):
+        return Reason.CHANGES_EXHAUSTED, f"{len(in_vain)} of {said}, and half of them at most for what is tried in vain"
+    return None
+
+
+FINDING_OUT = frozenset({Reason.WORTH_A_CANARY, Reason.WORTH_A_PROBE, Reason.NO_BASELINE})
+"""Reasons of changes that are not sure to pay."""
 
 
 def strategy_forbids(o: Observation, d: Decision) -> tuple[Reason, str] | None:

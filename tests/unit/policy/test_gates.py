@@ -13,8 +13,8 @@ from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Drafts, Knowledge, StepTime
 from specdecode.model.loads import BUCKET, LoadHistory
 from specdecode.policy.clock import text_of
-from specdecode.policy.decision import Reason
-from specdecode.policy.gates import DAY, MEASURED, PROBE_EVERY, backoff, decide, lost_today, may_act
+from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.gates import DAY, MEASURED, PROBE_EVERY, backoff, changes_exhausted, decide, lost_today, may_act
 from specdecode.policy.observation import Observation, Problem
 from specdecode.rollout.ending import Ending
 from specdecode.vllm.speculation import BatchRange
@@ -212,6 +212,37 @@ def test_changes_are_counted_per_day() -> None:
     many = tuple(entry(ago=3600.0 * (i + 2), target="disabled") for i in range(6))
     d = decide(observation(history=many))
     assert d.held_back is not None and d.held_back[0] is Reason.CHANGES_EXHAUSTED
+
+
+def today(reason: Reason, count: int, outcome: Outcome = Outcome.FAILED) -> tuple[HistoryEntry, ...]:
+    """So many changes of another profile; six are allowed."""
+    return tuple(entry(outcome, ago=3600.0 * (i + 2), target="other", reason=reason.value) for i in range(count))
+
+
+SURE, UNSURE = Reason.CHEAPER_PROFILE, Reason.WORTH_A_CANARY
+
+
+@pytest.mark.parametrize(
+    ("wanted", "target", "before", "says"),
+    [
+        (SURE, "ngram", today(SURE, 4), None),
+        (SURE, "ngram", today(SURE, 5), "the last is kept for switching off"),
+        (SURE, "disabled", today(SURE, 5), None),
+        (SURE, "disabled", today(SURE, 6), "allows 6"),
+        (UNSURE, "ngram", today(UNSURE, 2), None),
+        (UNSURE, "ngram", today(UNSURE, 3), "3 of 3 changes in 24 hours"),
+        (UNSURE, "ngram", today(UNSURE, 4, Outcome.SUCCESSFUL), None),
+        (UNSURE, "ngram", today(SURE, 4), None),
+        (SURE, "ngram", today(UNSURE, 4), None),
+    ],
+)
+def test_a_day_keeps_changes_for_what_users_feel(
+    wanted: Reason, target: str, before: tuple[HistoryEntry, ...], says: str | None
+) -> None:
+    """Half of them are for what may be in vain, and the last for switching off."""
+    o = observation(history=before)
+    held = changes_exhausted(o, Decision(wanted, "", option(menu(spec()), target), change=True))
+    assert (held is None) if says is None else (held is not None and says in held[1])
 
 
 def test_a_field_that_was_taken_back_is_not_fought_over() -> None:
