@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from specdecode.cluster.kube import Json
 from support.installed import USER
 from support.real_scene import GPU, RealScene, real_deployment
 from support.scene import fault
@@ -24,6 +25,11 @@ ROOMY = ("node-1", "node-2")
 FULL = ("node-3",)
 
 
+def how_it_ended(change: Json) -> tuple[str, str]:
+    """What was to run, and whether it does."""
+    return change["target"]["profile"], change["outcome"]
+
+
 @story
 async def test_ngram_is_promoted_and_switched_off_again_without_a_failed_request(scene: RealScene) -> None:
     traffic = await scene.serve(real_deployment(2, nodes=ROOMY))
@@ -36,8 +42,10 @@ async def test_ngram_is_promoted_and_switched_off_again_without_a_failed_request
     scene.assert_given_back()
 
     traffic.kind = HOT_CHAT
-    off = await scene.until_done(2)
-    assert (off["target"]["profile"], off["outcome"]) == ("disabled", "Successful")
+    # A Service deals connections by chance: a canary of few seconds that got too many of them is tried again.
+    off = ("disabled", "Successful")
+    await scene.until("speculation to be off", lambda: scene.settled and how_it_ended(scene.history[0]) == off)
+    assert {h["outcome"] for h in scene.history[1:-1]} <= {"Inconclusive"}
     assert scene.container["args"] == original
     scene.assert_given_back()
     await scene.assert_served()
