@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from specdecode.cluster.kube import Json
 from support.installed import USER
-from support.real_scene import GPU, RealScene, real_deployment
+from support.real_scene import GPU, RealScene, how_it_ended, real_deployment
 from support.scene import fault
 from support.stories import story
 from support.traffic import HOT_CHAT
@@ -23,11 +22,6 @@ DRAFT = {
 }
 ROOMY = ("node-1", "node-2")
 FULL = ("node-3",)
-
-
-def how_it_ended(change: Json) -> tuple[str, str]:
-    """What was to run, and whether it does."""
-    return change["target"]["profile"], change["outcome"]
 
 
 @story
@@ -58,7 +52,7 @@ async def test_a_draft_that_crashes_is_rolled_back_without_a_failed_request(scen
     before, original = set(scene.ready), scene.container
     await scene.govern(profiles=[DRAFT])
     entry = await scene.until_done()
-    assert (entry["target"]["profile"], entry["outcome"]) == ("draft", "Failed")
+    assert how_it_ended(entry) == ("draft", "Failed")
     assert entry["outcomeReason"] == "CanaryCrashLooping"
     assert scene.container == original
     await scene.until("the pods of before, and no others", lambda: set(scene.ready) == before)

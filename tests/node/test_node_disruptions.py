@@ -6,7 +6,7 @@ import pytest
 
 from specdecode.cluster.kube import PODS, Json
 from support.installed import InstalledOperator, kubectl
-from support.real_scene import RealScene, real_deployment
+from support.real_scene import RealScene, how_it_ended, real_deployment
 from support.scene import NAME
 
 pytestmark = [pytest.mark.node, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
@@ -66,7 +66,7 @@ async def test_a_canary_that_is_evicted_is_replaced_and_the_change_goes_on(scene
     await scene.kube.request("POST", PODS.path(scene.namespace, evicted["name"], "eviction"), body=eviction)
     entry = await scene.until_done()
     assert evicted["uid"] not in scene.ready
-    assert (entry["target"]["profile"], entry["outcome"]) == ("ngram", "Successful")
+    assert how_it_ended(entry) == ("ngram", "Successful")
     scene.assert_given_back()
     await scene.assert_served()
 

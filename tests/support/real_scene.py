@@ -61,6 +61,11 @@ SERVICE: Json = {
 }
 
 
+def how_it_ended(change: Json) -> tuple[str, str]:
+    """What was to run, and whether it does."""
+    return change["target"]["profile"], change["outcome"]
+
+
 class RealScene(Scene):
     """What a test plays in."""
 

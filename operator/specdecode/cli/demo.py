@@ -101,30 +101,26 @@ async def _shown(run: Run, repository: Path, console: Console) -> None:
                 live.update(_view(run))
                 await asyncio.sleep(0.5)
     else:
-        said: tuple[object, ...] = ()
+        said = ""
         while not playing.done():
             # A log wants a line when something changes, not a picture, and not whenever a figure does.
-            (*news, message) = _line(run)
-            if tuple(news) != said:
-                line = " | ".join(filter(None, (*news, message)))
-                console.print(f"{run.elapsed():5.0f} s  {line}", soft_wrap=True, highlight=False)
-                said = tuple(news)
+            news, figures_of_it = _line(run)
+            if news != said:
+                console.print(f"{run.elapsed():5.0f} s  {news}{figures_of_it}", soft_wrap=True, highlight=False)
+                said = news
             await asyncio.sleep(1)
     await playing
 
 
-def _line(run: Run) -> tuple[str, str, str, str]:
-    """The act, what runs, what the operator does or why it does nothing, and what it says of that."""
+def _line(run: Run) -> tuple[str, str]:
+    """The act, what runs, and what the operator does or why it does nothing; then what it says of the latter."""
     s = run.status
-    runs = f"runs {configured(s.active)}"
+    news = f"{run.phase} | runs {configured(s.active)}"
     if s.rollout is not None:
-        return run.phase, runs, f"{s.rollout.phase.value} {s.rollout.target.profile}: {s.rollout.message}", ""
-    return (
-        run.phase,
-        runs,
-        s.recommendation.reason if s.recommendation else "",
-        (s.recommendation.message if s.recommendation else ""),
-    )
+        return f"{news} | {s.rollout.phase.value} {s.rollout.target.profile}: {s.rollout.message}", ""
+    if s.recommendation is None:
+        return news, ""
+    return f"{news} | {s.recommendation.reason}", f" | {s.recommendation.message}"
 
 
 def _view(run: Run) -> RenderableType:

@@ -263,7 +263,8 @@ def _profiles(o: Observation) -> list[ProfileStatus]:
 def _profile(name: str, known: Knowledge | None, o: Observation) -> ProfileStatus:
     known = known or Knowledge()
     prediction, acceptance = o.estimates.predictions.get(name), known.acceptance
-    form = next((configuration(c) for c in o.estimates.candidates if c.profile == name), None)
+    candidate = o.estimates.candidate(name)
+    form = None if candidate is None else configuration(candidate)
     return ProfileStatus(
         name=name,
         measured_at=text_of(known.measured_at) if known.measured_at is not None else None,

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -146,31 +145,28 @@ def estimate(o: Observation, model_of: ModelFactory) -> Observation:
     )
     if o.rollout is None and o.active is not None:
         knowledge = held_against(knowledge, o, o.active.profile, measured, load, modelled)
-    elif canary := _canary(o):
-        ours = [p.window.since(canary.since) for p in o.running(canary.option) if p.answered]
-        shown = pods_together(ours)
-        if shown is not None and (its_load := _offered(shown, ours)) is not None:
-            modelled = model.predict(canary.option, its_load)
-            knowledge = held_against(knowledge, o, canary.option.profile, shown, its_load, modelled)
+    else:
+        knowledge = _held_against_canary(knowledge, o, model)
     return replace(o, knowledge=knowledge, loads=loads, estimates=estimates)
 
 
-def _canary(o: Observation) -> _Canary | None:
-    """The canary that is measured, where it is of another profile than what runs."""
+def _held_against_canary(
+    knowledge: Mapping[str, Knowledge], o: Observation, model: CostModel
+) -> Mapping[str, Knowledge]:
+    """Notes how far the model is off the canary that is measured, where it is of another profile than what runs."""
     r = o.rollout
     if r is None or r.phase is not RolloutPhase.ANALYSING or r.canary_ready_at is None or o.menu is None:
-        return None
+        return knowledge
     option = option_of(r.target, o.menu)
     if option is None or o.active is None or option.profile == o.active.profile:
-        return None
+        return knowledge
     warm = seconds_of(r.canary_ready_at) + o.policy.rollout.analysis.warmup
-    return _Canary(option, max(warm, o.now - o.policy.metrics.window))
-
-
-class _Canary(NamedTuple):
-    option: Option
-    since: float
-    """Unix seconds: when it was warm, no longer ago than a window."""
+    since = max(warm, o.now - o.policy.metrics.window)
+    windows = [p.window.since(since) for p in o.running(option) if p.answered]
+    measured = pods_together(windows)
+    load = _offered(measured, windows)
+    modelled = None if load is None else model.predict(option, load)
+    return held_against(knowledge, o, option.profile, measured, load, modelled)
 
 
 _JUDGED: WeakKeyDictionary[CostModel, dict[object, list[tuple[OfferedLoad | None, Estimates]]]] = WeakKeyDictionary()

@@ -243,7 +243,7 @@ def no_baseline(o: Observation) -> Decision | None:
     """Nobody has seen this workload without speculation: what it gains is not known before one pod runs without."""
     if o.policy.mode is not Mode.AUTO:
         return None
-    off = next((c for c in o.estimates.candidates if c.profile == DISABLED), None)
+    off = o.estimates.candidate(DISABLED)
     known = o.knowledge.get(DISABLED)
     if off is None or o.active is None or o.active.speculation is None or (known is not None and known.step_times):
         return None

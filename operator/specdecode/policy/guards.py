@@ -57,7 +57,7 @@ def acceptance_below_floor(o: Observation) -> Decision | None:
     fell = rate < COLLAPSED * floor and _fell(o, o.active.profile)
     if measured and gain is not None:
         # Where drafts fare nearly as ever, what is expected; where the traffic has turned, only what is sure.
-        least = _of_another_schedule(o)
+        least = _of_another_schedule(o, o.active.profile)
         loses = gain.high < 0 if fell else gain.value < least or (outlook is not None and outlook.benefit <= 0)
         if loses:
             return None
@@ -75,16 +75,14 @@ def acceptance_below_floor(o: Observation) -> Decision | None:
     )
 
 
-def _of_another_schedule(o: Observation) -> float:
+def _of_another_schedule(o: Observation, profile: str) -> float:
     """What another schedule of the active profile is expected to gain; 0 where there is none that could carry the load
     and is worth a change."""
-    gains = (
-        gain.value
-        for c in o.estimates.candidates
-        if o.active is not None and c.profile == o.active.profile and (gain := o.estimates.gain(c)) is not None
-        if not o.estimates.predictions[c.profile].saturated
-    )
-    return max((g for g in gains if g >= o.policy.objective.minimum_gain), default=0.0)
+    other = o.estimates.candidate(profile)
+    gain = o.estimates.gain(other) if other is not None else None
+    if gain is None or gain.value < o.policy.objective.minimum_gain or o.estimates.predictions[profile].saturated:
+        return 0.0
+    return gain.value
 
 
 def _fell(o: Observation, profile: str) -> bool:
@@ -196,7 +194,7 @@ def _off(o: Observation) -> Option | None:
     """To switch speculation off; None where it is off already, or that cannot be."""
     if o.active is None or o.active.speculation is None:
         return None
-    return next((c for c in o.estimates.candidates if c.profile == DISABLED), None)
+    return o.estimates.candidate(DISABLED)
 
 
 def _without(o: Observation, m: Measurement) -> Latencies | None:

@@ -168,6 +168,10 @@ class Estimates:
             return False
         return other.headroom > AT_THE_LIMIT * here.headroom
 
+    def candidate(self, profile: str) -> Option | None:
+        """What a profile would run; None where it cannot."""
+        return next((c for c in self.candidates if c.profile == profile), None)
+
     def gain(self, option: Option) -> Estimate | None:
         """How much faster tokens come with an option than with what runs, at the load of now, both as modelled: where
         model and measurement differ, they differ for both."""
