@@ -7,7 +7,8 @@ distribution of output lengths (processor sharing is insensitive to them; Kleinr
 X falls at a cliff there may be two stable batch sizes: each has its weight, so an option that a spike pushes over the
 cliff is not priced as if it stayed below.
 
-X at the largest batch, `max_num_seqs`, is the capacity: requests beyond it wait.
+X at the largest batch, `max_num_seqs`, is the capacity: requests beyond it wait. There one request begins as another one
+ends, so prompts come as fast as the engine serves, not as users ask.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ Array = NDArray[np.float64]
 
 _SATURATED = 0.995
 """Load over capacity from which the queue is taken to grow without end."""
+_BUSIEST = 0.95
+"""Share of the time that prompts are believed to leave no more of."""
 _LEAST = -35.0
 """Logarithm of a probability that adds nothing to one: exponentials are what all this costs."""
 
@@ -41,17 +44,18 @@ def settle(log_tpot: Array, loads: Array, busy: Array | float = 0.0) -> Settled:
     """The steady states at `loads` tokens/s.
 
     `log_tpot[..., b - 1]`: log of the seconds per token, T / E, of steps that only decode, with b requests running, up
-    to `max_num_seqs`; one row for all loads, or one for each. `busy`: share of the time that prompts take, by load,
-    or by load and batch size; a step that takes T computes their share of it, so it is 1 / (1 - busy) times as
-    long.
+    to `max_num_seqs`; one row for all loads, or one for each. `busy`: share of the time that the prompts of the load
+    take, by load, or by load and batch size, beyond 1 where there is not enough of it; a step that takes T computes
+    their share of it, so it is 1 / (1 - busy) times as long.
     """
     limit = log_tpot.shape[-1]
     batch, log_batch = _batches(limit)
     asked = np.maximum(loads, 1e-6)
     prompts = np.asarray(busy, dtype=np.float64)
-    log_time = log_tpot - np.log(1.0 - (prompts[:, None] if prompts.ndim == 1 else prompts))
+    prompts = prompts.reshape(-1, 1) if prompts.ndim < 2 else prompts
+    log_time = log_tpot - np.log(1.0 - np.minimum(prompts, _BUSIEST))
     log_speed = log_batch - log_time
-    capacity = np.exp(log_speed[..., -1])
+    capacity = 1.0 / (np.exp(log_tpot[..., -1]) / limit + prompts[..., -1] / asked)
     log_pi = np.log(asked)[:, None] * batch - np.cumsum(log_speed, axis=-1)
     top = np.maximum(log_pi.max(axis=1), 0.0)
     log_pi -= top[:, None]

@@ -34,8 +34,6 @@ _LEVELS, _LEVEL_WEIGHTS = np.array([-(3**0.5), 0.0, 3**0.5]), np.array([1 / 6, 2
 """Gauss-Hermite quadrature of a load that varies."""
 _SWITCH = 0.05
 """What one more range of a schedule must save, as a share of TPOT over an octave of batch sizes."""
-_BUSIEST = 0.95
-"""Largest share of the time that prompts may take before the model stops believing it."""
 _MANY_K = 8
 """Every K up to here is considered for a schedule, above it every second or fourth."""
 
@@ -165,13 +163,12 @@ class LearntModel:
         return mean, sd
 
     def _busy(self, option: Option, prompt_tokens_per_second: Array, length: float) -> Array:
-        """Share of the time that prompts take [shift, load, batch size]."""
+        """Share of the time that the prompts of a load take [shift, load, batch size]."""
         key = (option.profile, _plan(option.speculation), _bucket(length))
         if key not in self._prompt_seconds:
             mean, sd = self._per_prompt_token(option, length)
             self._prompt_seconds[key] = mean * np.exp(_SHIFTS[:, None] * sd)
-        busy = prompt_tokens_per_second[:, None] * self._prompt_seconds[key][:, None]
-        return np.minimum(busy, _BUSIEST, out=busy)
+        return prompt_tokens_per_second[:, None] * self._prompt_seconds[key][:, None]
 
     # --- the questions ---
 
@@ -188,10 +185,7 @@ class LearntModel:
         low, value, high = (settled.tpot.reshape(3, -1) @ weights / weights.sum()).tolist()
         unexplained, variance = (float(v[0]) for v in self._misfit.at(option.profile, asked[middle : middle + 1]))
         tpot = _widened(Estimate(value, min(low, value), max(high, value)), unexplained, variance)
-        # More load brings more prompts: they take their share of the capacity too. (Without them the capacity were
-        # that of now over what they leave of the time.)
-        full = busy[:, middle, -1]
-        headroom = 1 / ((1 - full) / settled.headroom.reshape(3, -1)[:, middle] + full) * levels[middle]
+        headroom = settled.headroom.reshape(3, -1)[:, middle] * levels[middle]
         most, capacity, least = (headroom * max(load.tokens_per_second, 1e-6)).tolist()
         return Prediction(
             tpot,

@@ -198,16 +198,16 @@ def _within(factor: float, a: float, b: float) -> bool:
 
 
 def _offered(measured: Measurement | None, windows: list[Window]) -> OfferedLoad | None:
-    """Output tokens per second and pod that users ask for: those served, and those of a queue that grows."""
+    """Tokens per second and pod that users ask for: those served, and those of a queue that grows."""
     served = measured.generation_tokens_per_second if measured else None
     # A pod that has only just come is not in `measured`.
     windows = [w for w in windows if isinstance(w.change, Change)]
     if not served or not windows or measured is None:
         return None
-    growth = math.fsum(max(0.0, _queue_growth(w)) for w in windows) * (measured.output_length or 0.0)
+    queued = math.fsum(max(0.0, _queue_growth(w)) for w in windows)
     return OfferedLoad(
-        (served + growth) / len(windows),
-        (measured.prompt_tokens_per_second or 0.0) / len(windows),
+        (served + queued * (measured.output_length or 0.0)) / len(windows),
+        ((measured.prompt_tokens_per_second or 0.0) + queued * (measured.prompt_length or 0.0)) / len(windows),
         context_of(measured),
         measured.prompt_length or 0.0,
         _variation(windows),

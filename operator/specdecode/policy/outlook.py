@@ -2,7 +2,8 @@
 
 A change takes time before it helps (canary, analysis, one pod after the other), costs the restarts of the pods and
 their prefix caches, and binds the workload until the next change is allowed. So its gain now is not enough: the gain is
-added up over what the load is expected to be. How long loads like this last is taken from the workload's own history:
+added up over what the load is expected to be, for as long as the change is bound to run and then until it would best be
+taken back, as far ahead as there is history. How long loads like this last is taken from the workload's own history:
 the mean further duration of earlier stretches at which the change would have paid and that lasted at least as long as
 this one has; without such, as long as it has lasted so far (Lindy's law), at least `USUAL`. After it comes what
 yesterday brought at the same time of day, else what the history brings on average. Short bursts are thus left to the
@@ -67,7 +68,9 @@ def outlook(history: LoadHistory, now: float, load: float, gain_of: GainOf, cost
     gains = gain_of(np.append(np.maximum(loads, 0.0), load))
     gains, today = gains[:-1], float(gains[-1])
     duration = _duration(np.where(known, gains > 0, today <= 0), today > 0, history.seen)
-    at = np.arange(max(1, round(max(cost.commitment, duration) / BUCKET))) * BUCKET
+    bound = max(1, round(max(cost.commitment, duration) / BUCKET))
+    ahead = round(min(LONGEST, known.sum() * BUCKET) / BUCKET)
+    at = np.arange(max(bound, ahead)) * BUCKET
     yesterday = ((now + at - DAY) // BUCKET).astype(int) - history.first
     remembered = (yesterday >= 0) & (yesterday < len(loads))
     remembered[remembered] = known[yesterday[remembered]]
@@ -79,11 +82,12 @@ def outlook(history: LoadHistory, now: float, load: float, gain_of: GainOf, cost
     lasting = at < duration
     gain[lasting], weight[lasting] = today, 1.0
     weight[at < cost.delay] = 0.0
-    saved = float(weight @ gain)
+    saved = np.cumsum(weight * gain)[bound - 1 :]
+    end = int(saved.argmax())
     return Outlook(
         duration=duration,
-        benefit=saved * BUCKET - cost.restart,
-        average=saved / max(float(weight.sum()), 1e-9),
+        benefit=float(saved[end]) * BUCKET - cost.restart,
+        average=float(saved[end]) / max(float(weight[: bound + end].sum()), 1e-9),
         payback=cost.delay + cost.restart / today if today > 0 else None,
     )
 

@@ -109,21 +109,32 @@ def test_loads_are_answered_each_for_itself() -> None:
 
 
 def test_prompts_make_every_step_longer_by_their_share() -> None:
-    loads = (10.0, 500.0, 2000.0)
+    loads = (10.0, 500.0, 1000.0)
     busy, longer = settle(ROOFLINE, *loads, busy=0.25), settle(ROOFLINE / 0.75, *loads)
-    for figure in ("tpot", "batch_size", "headroom"):
+    for figure in ("tpot", "batch_size"):
         assert list(getattr(busy, figure)) == pytest.approx(list(getattr(longer, figure)))
 
 
 def test_prompts_may_take_another_share_at_each_load_and_batch_size() -> None:
-    loads, share = np.array([10.0, 500.0, 2000.0]), np.linspace(0.0, 0.5, len(BATCH))
+    loads, share = np.array([10.0, 500.0, 1000.0]), np.linspace(0.0, 0.5, len(BATCH))
     by_size = equilibrium.settle(np.log(ROOFLINE), loads, np.tile(share, (3, 1)))
     longer = settle(ROOFLINE / (1 - share), *loads)
     by_load = equilibrium.settle(np.log(ROOFLINE), loads, np.array([0.1, 0.2, 0.3]))
     alone = [settle(ROOFLINE, load, busy=busy) for load, busy in zip(loads, (0.1, 0.2, 0.3), strict=True)]
-    for figure in ("tpot", "batch_size", "headroom"):
+    for figure in ("tpot", "batch_size"):
         assert list(getattr(by_size, figure)) == pytest.approx(list(getattr(longer, figure)))
         assert list(getattr(by_load, figure)) == pytest.approx([float(getattr(s, figure)[0]) for s in alone])
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 1.1, 2.0, 10.0])
+def test_in_a_full_batch_a_prompt_is_computed_for_each_request_that_ends(share: float) -> None:
+    """However many ask: a token costs its part of a step, and its part of the prompt."""
+    prompt = 0.0004
+    full = float(ROOFLINE[-1]) + 64 * prompt
+    load = share * 64 / full
+    s = settle(ROOFLINE, load, busy=load * prompt)
+    assert s.headroom[0] == pytest.approx(1 / share)
+    assert s.tpot[0] == pytest.approx(full) if share > 1 else s.tpot[0] < full
 
 
 def test_each_load_may_have_a_row_of_its_own() -> None:

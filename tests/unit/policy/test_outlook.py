@@ -80,8 +80,18 @@ def test_a_stretch_that_outlasts_all_others_is_of_a_new_kind() -> None:
 def test_short_bursts_are_left_to_the_schedule() -> None:
     """A quarter of an hour busy, an hour quiet, all day: when the pods are rolled it is almost quiet again."""
     slow = Cost(delay=900.0, restart=180.0, commitment=3600.0)
-    assert now_busy(bursts(0.25, 1, 12, 0.1), cost=slow).benefit < 0
-    assert now_busy(bursts(8, 1, 2, 0.1), cost=slow).benefit > 0
+    assert now_busy(bursts(0.25, 1, 12, 0.1), loss=-0.6, cost=slow).benefit < 0
+    assert now_busy(bursts(8, 1, 2, 0.1), loss=-0.6, cost=slow).benefit > 0
+
+
+def test_bursts_that_weigh_more_than_the_time_between_them_are_acted_on() -> None:
+    """None of them lasts as long as a change takes; but most tokens are theirs, and it is not taken back between."""
+    slow = Cost(delay=900.0, restart=180.0, commitment=3600.0)
+    found = now_busy(bursts(0.25, 1, 12, 0.1), loss=-0.1, cost=slow)
+    assert found.duration < slow.delay
+    assert found.benefit > 0
+    young = now_busy(bursts(0.25, 1, 1, 0.1), loss=-0.1, cost=slow)
+    assert young.benefit < found.benefit, "one burst is no habit"
 
 
 @pytest.mark.parametrize("hours", [0.5, 1, 4])

@@ -180,6 +180,20 @@ def test_answers_shorter_than_a_time_step_are_no_exception(profile: str) -> None
     assert ours.batch == pytest.approx(theirs.batch, rel=0.08)
 
 
+@pytest.mark.parametrize("profile", ["disabled", "ngram"])
+def test_a_queue_of_long_prompts_is_worked_off_as_fast(profile: str) -> None:
+    """The batch is full, and most of the time goes to prompts: one is computed for each request that ends."""
+    asked = {"requestsPerSecond": 25.0 * PODS, "mix": {"chat": 1}, "temperature": 0.3}
+    arrivals = [{**asked, "promptTokens": [1600, 2400], "outputTokens": [100, 200]}]
+    world = world_of(scenario("h200-llama8b-ctx3000", arrivals=arrivals, duration="5m"))
+    ours, m = fluid(world, world.options[profile])
+    theirs = exact(world, world.options[profile], 200.0)
+    assert m.waiting and m.waiting > 500
+    assert ours.tokens_per_second == pytest.approx(theirs.tokens_per_second, rel=0.05)
+    assert ours.tpot == pytest.approx(theirs.tpot, rel=0.08)
+    assert m.tpot_seconds == pytest.approx(ours.tpot, rel=0.05)
+
+
 @pytest.mark.parametrize(("profile", "rate"), [("disabled", 1.0), ("disabled", 8.0), ("draft", 8.0), ("ngram", 5.0)])
 def test_the_truth_is_where_the_fluid_settles(profile: str, rate: float) -> None:
     world = world_of(scenario(DENSE, rate * PODS, duration="1h"))
@@ -190,6 +204,15 @@ def test_the_truth_is_where_the_fluid_settles(profile: str, rate: float) -> None
     assert seconds / tokens == pytest.approx(truth.tpot, rel=0.03)
     assert truth.batch_size == pytest.approx(seconds / (3600 - 600) / PODS, rel=0.05)
     assert not truth.saturated
+
+
+def test_the_truth_of_an_overload_with_long_prompts_is_where_the_fluid_settles() -> None:
+    lengths = {"promptTokens": [1600, 2400], "outputTokens": [100, 200], "requestsPerSecond": 25.0 * PODS}
+    world = world_of(scenario("h200-llama8b-ctx3000", arrivals=[lengths], duration="10m"))
+    ours, _ = fluid(world, world.options["disabled"])
+    truth = Truth(world.times, world.gains).steady(world.options["disabled"], world.demand.mixes[0], 0.0, 25.0)
+    assert truth.saturated
+    assert truth.tpot == pytest.approx(ours.tpot, rel=0.05)
 
 
 def test_an_option_that_cannot_carry_the_load_is_saturated() -> None:

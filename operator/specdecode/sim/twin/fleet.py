@@ -106,8 +106,6 @@ class Fleet:
         self._life = np.full((classes, rows), dt)
         """How long a request decodes at the pace of the last step, prompts aside."""
         self._decode_seconds = np.full(rows, times.fastest)
-        self._leaving = np.zeros(rows)
-        """Requests expected to leave in a step."""
         self._to_prefill = np.zeros(rows)
         """Seconds that the prompts of those who began still take."""
         self._ones = np.ones(classes)
@@ -156,7 +154,10 @@ class Fleet:
         total, cap = np.rint(np.dot(ones, self.running)), self._cap
         # Who begins, and how long the prompts take.
         prompts = np.ceil((dt - self._to_prefill) / self._prompt_seconds)
-        room = np.minimum(cap - total + np.floor(self._leaving), prompts)
+        # Once the batch is full, one begins as another one ends, and its prompt takes time from those who decode.
+        full_for = np.maximum(dt - self._to_prefill - np.maximum(cap - total, 0.0) * self._prompt_seconds, 0.0)
+        turnover = full_for * cap / (np.dot(self._shares[:, 0], self._life) + cap * self._prompt_seconds)
+        room = np.minimum(cap - total + np.floor(turnover), prompts)
         waiting = self.waiting + arrivals
         admitted = np.minimum(waiting, np.maximum(room, 0.0))
         to_prefill = self._to_prefill + admitted * self._prompt_seconds
@@ -200,11 +201,11 @@ class Fleet:
         left = gone * (leave / np.maximum(expected, 1e-300))
         remaining = np.maximum(self.running + arrived - left, 0.0)
         stay = whole - leave
-        # Room was made for as many as were expected to leave; if fewer did, the last ones wait after all.
+        # Room was made for as many as usually leave; if fewer did, the last ones wait after all.
         early = np.maximum(stay - np.maximum(cap, total), 0.0)
         self.running = remaining * ((stay - early) / np.maximum(np.dot(ones, remaining), 1e-300))
         self.waiting = waiting = waiting - admitted + early
-        self._life, self._decode_seconds, self._leaving = life * (1.0 - prefill), decode, expected
+        self._life, self._decode_seconds = life * (1.0 - prefill), decode
         return Passed(
             admitted - early,
             waiting,
@@ -271,7 +272,6 @@ class Fleet:
         self.running[:, row] = 0.0
         self.waiting[row] = 0.0
         self.started[row] = t
-        self._leaving[row] = 0.0
         self._to_prefill[row] = 0.0
 
     def hand_over(self, row: int, others: Sequence[int]) -> None:

@@ -81,10 +81,11 @@ class Truth:
         The batch size is a birth-death process: tokens come at the load's rate and leave at b / TPOT(b) (processor
         sharing, whose batch sizes depend on mean lengths only).
         """
-        curve = self.of(option, mix, t, uptime)
-        busy = requests_per_second * float(mix.shares @ mix.prompt) * self._times.surface.prompt_token_seconds
+        decode = self.of(option, mix, t, uptime)
+        prompt = float(mix.shares @ mix.prompt) * self._times.surface.prompt_token_seconds
+        busy = requests_per_second * prompt
         full = MAX_BATCHED_TOKENS * self._times.surface.prompt_token_seconds
-        curve = curve / (1 - min(busy, full / (full + float(curve[1]))))
+        curve = decode / (1 - min(busy, full / (full + float(decode[1]))))
         kv = float((mix.shares * mix.output) @ (mix.prompt + mix.output / 2) / (mix.shares @ mix.output))
         pool = self._times.surface.kv_pool_tokens(
             option.speculation.method if option.speculation else Method.DISABLED,
@@ -96,8 +97,10 @@ class Truth:
         served = batch / curve[1 : cap + 1]
         if load <= 0:
             return Steady(float(curve[1]), 0.0, saturated=False)
-        if load >= served[-1]:
-            return Steady(float(curve[cap]), float(cap), saturated=True)
+        # In a full batch a prompt is computed for each request that ends.
+        slowest = float(decode[cap]) + cap * prompt / float(mix.shares @ (mix.output - 1.0))
+        if load >= cap / slowest:
+            return Steady(slowest, float(cap), saturated=True)
         weights = np.concatenate([[0.0], np.cumsum(np.log(load / served))])
         weights = np.exp(weights - weights.max())
         # Beyond the cap requests wait: a geometric tail, all of it with a full batch.
