@@ -192,6 +192,13 @@ def pods_together(windows: Iterable[Window]) -> Measurement | None:
     return measurement(changes) if changes else None
 
 
+def queue_growth(window: Window) -> float:
+    """Requests per second by which a pod's queue grew over a window of two readings or more."""
+    first, last = window.readings[0], window.readings[-1]
+    waiting = [math.fsum(e.waiting or 0.0 for e in r.page.engines) for r in (first, last)]
+    return (waiting[1] - waiting[0]) / (last.t - first.t)
+
+
 @dataclass(frozen=True)
 class Spread:
     """How acceptance rates are distributed over parts of windows and pods, every part weighing as many tokens as it

@@ -20,7 +20,7 @@ from specdecode.model.knowledge import (
 from specdecode.model.learnt import LearntModel
 from specdecode.model.loads import LoadHistory
 from specdecode.model.measure import Change, Measurement
-from specdecode.model.window import Window, pods_together
+from specdecode.model.window import Window, pods_together, queue_growth
 from specdecode.policy.ageing import freshness
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.learning import acceptance_of, context_of, held_against, learnt_from
@@ -204,7 +204,7 @@ def _offered(measured: Measurement | None, windows: list[Window]) -> OfferedLoad
     windows = [w for w in windows if isinstance(w.change, Change)]
     if not served or not windows or measured is None:
         return None
-    queued = math.fsum(max(0.0, _queue_growth(w)) for w in windows)
+    queued = math.fsum(max(0.0, queue_growth(w)) for w in windows)
     return OfferedLoad(
         (served + queued * (measured.output_length or 0.0)) / len(windows),
         ((measured.prompt_tokens_per_second or 0.0) + queued * (measured.prompt_length or 0.0)) / len(windows),
@@ -230,13 +230,6 @@ def _variation(windows: list[Window]) -> float:
 ENOUGH_READINGS = 8
 SMALLEST_VARIATION, LARGEST_VARIATION = 0.2, 0.8
 """What is less is steady; what is more, no window can tell."""
-
-
-def _queue_growth(window: Window) -> float:
-    """Requests per second by which the queue grew."""
-    first, last = window.readings[0], window.readings[-1]
-    waiting = [math.fsum(e.waiting or 0.0 for e in r.page.engines) for r in (first, last)]
-    return (waiting[1] - waiting[0]) / (last.t - first.t)
 
 
 # --- the options --------------------------------------------------------------------------------------------------

@@ -267,7 +267,7 @@ def worth_a_probe(o: Observation) -> Decision | None:
     """
     if o.policy.mode is not Mode.AUTO or o.active is None:
         return None
-    if o.estimates.running is None or o.estimates.overloaded or _cannot_spare(o):
+    if o.estimates.running is None or _cannot_spare(o):
         return None
     best: tuple[float, Option, Estimate] | None = None
     for option in o.estimates.candidates:
@@ -388,7 +388,8 @@ def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     """The policy allows so many changes a day. What is tried in vain takes at most half of them, and the last one is
     kept for switching off: what users feel must be answered whatever was tried before."""
     limit = o.policy.rollout.max_changes_per_day
-    today = [h for h in o.history if seconds_of(h.started_at) > o.now - DAY]
+    # A canary that found no node changed nothing.
+    today = [h for h in o.history if seconds_of(h.started_at) > o.now - DAY and h.outcome_reason != NO_CAPACITY]
     in_vain = [h for h in today if h.reason in FINDING_OUT and h.outcome is not Outcome.SUCCESSFUL]
     turns_on = d.target is not None and d.target.speculation is not None
     said = f"{len(today)} changes in 24 hours; spec.rollout.maxChangesPerDay allows {limit}"
@@ -453,9 +454,11 @@ def backoff(o: Observation, profile: str) -> int:
 
 def _tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
     """The last changes to a profile, newest first, but for restarts, and those that were measured in another traffic or
-    at another load, beyond what it varies by in an hour: what lost then may win today."""
+    at another load, beyond what it varies by in an hour: what lost then may win today. Where a pod can be given up for
+    a canary by now, those do not count that found no room."""
     turned = moved(o.knowledge, profile) > TRAFFIC_TURNED
     now = o.loads.at(o.now)
+    room = o.policy.rollout.allow_unavailable and o.estimates.carried_without_one(len(o.running(o.active)))
     for entry in o.history:
         if entry.target.profile != profile or entry.reason == Reason.RESTART_RESTORES:
             continue
@@ -463,9 +466,13 @@ def _tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
         elsewhere = now and then and not then[0] / LOAD_TURNED < now < then[1] * LOAD_TURNED
         if (turned or elsewhere) and entry.outcome_reason in MEASURED:
             continue
+        if room and entry.outcome_reason == NO_CAPACITY:
+            continue
         yield entry
 
 
+NO_CAPACITY = "NoCapacity"
+"""Ending of a change whose canary found no node."""
 COMPARED = frozenset({"Slower", "TailWorse", "GainTooSmall", "NotSure"})
 """Endings of changes whose canary could have been promoted for what it showed, and was not."""
 MEASURED = COMPARED | {"UnequalLoad", "TooFewRequests"}

@@ -17,6 +17,7 @@ from specdecode.api.v1alpha1 import Outcome, SpecDecodePolicySpec
 from specdecode.model.cost import Option
 from specdecode.model.estimate import Z90, Estimate, percent
 from specdecode.model.measure import Change, Measurement, measurement
+from specdecode.model.window import pods_together, queue_growth
 from specdecode.policy.observation import Pod
 from specdecode.policy.options import describe
 from specdecode.rollout.ending import Ending
@@ -30,13 +31,15 @@ _T90 = {3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}
 """Half width of a 90 % interval in standard errors, by degrees of freedom (Student's t)."""
 
 UNEQUAL_LOAD = 1.5
-"""Factor in tokens/s per pod between canary and baseline from which the one with less load has it too easy to win."""
+"""Factor in load per pod between canary and baseline from which the one with less has it too easy to win."""
 LULL = 0.5
 """Share of the load for which a change was decided below which its canary proves nothing: in a lull all drafts are
 fast. (Above it, nothing follows: a canary that is faster serves more to clients who wait for their answers.)"""
 FILLS = 1.3
-"""Factor by which the requests on a canary grow from the middle third of the time to the last, beyond those on its
-baseline, from which it is still filling up: a fresh pod is fast until what it cannot carry has piled up."""
+"""Factor by which the running requests on a canary grow from the middle third of the time to the last, beyond those on
+its baseline, from which it is still filling up: a fresh pod is fast until its batch is as large as it will be."""
+QUEUED = 2.0
+"""Factor in requests that wait, between baseline and canary, from which those of the baseline waited before."""
 TOLD = 0.005
 """Correction for the load that is worth a word."""
 PLAIN = 0.25
@@ -75,13 +78,24 @@ class Comparison:
     correction: float = 0.0
     """What of the gain, as a log, is due to the load after a promotion and was not measured."""
     fills: bool = False
-    """Requests still pile up on the canary."""
+    """The canary's batch still grows."""
+    queued: tuple[float, float] = (0.0, 0.0)
+    """Output tokens per second of the requests by which the queues of canary and baseline grow; negative: those that
+    are worked off."""
+    queue_of_before: bool = False
+    """Requests wait on the baseline that came before there was a canary."""
 
     @property
-    def tokens_per_second(self) -> float:
-        """Of all pods together; 0 where that was not measured."""
-        rates = (m.generation_tokens_per_second for m in (self.canary, self.baseline) if m is not None)
-        return math.fsum(rate or 0.0 for rate in rates)
+    def served(self) -> tuple[float, float]:
+        """Output tokens per second of canary and baseline; 0 where that was not measured."""
+        ours, theirs = (m.generation_tokens_per_second if m else None for m in (self.canary, self.baseline))
+        return ours or 0.0, theirs or 0.0
+
+    @property
+    def asked(self) -> tuple[float, float]:
+        """The same that users ask of them: the queue that grows included, without that which is worked off."""
+        (ours, theirs), (our_queue, their_queue) = self.served, self.queued
+        return max(0.0, ours + our_queue), max(0.0, theirs + their_queue)
 
     @property
     def shown(self) -> str:
@@ -161,6 +175,8 @@ def compare(
         figure=figure,
         correction=correction,
         fills=_growth(canaries, since, now) > FILLS * max(1.0, _growth(baseline, since, now)),
+        queued=(_queued(canaries, since), _queued(baseline, since)),
+        queue_of_before=_waiting(baseline, since) > max(FEW, QUEUED * _waiting(canaries, since)),
     )
 
 
@@ -185,16 +201,21 @@ def judge(
     if errors := _errors(c):
         return Verdict(Outcome.FAILED, Ending.REQUESTS_FAIL, errors, c.gain)
     enough = _enough_requests(c, rules.minimum_requests)
-    share = _share_of_load(c)
-    lull = decided_at is not None and c.tokens_per_second < LULL * decided_at
+    share = _share(c.asked, c.pods)
+    # What needs a gain must also have served as much: pods that work off a queue are slow for that.
+    easy = min(share, _share(c.served, c.pods)) if required_gain > 0 else share
+    # So is the first token on them: the canary's requests never waited in that queue.
+    unlike = c.queue_of_before and c.figure in (Figure.TTFT, Figure.REQUEST)
+    now = math.fsum(c.asked)
+    lull = decided_at is not None and now < LULL * decided_at
     if c.gain is not None and enough:
         if c.gain.high < min(0.0, required_gain - NO_WORSE) and share <= UNEQUAL_LOAD:
             return Verdict(Outcome.FAILED, Ending.SLOWER, f"{how}the canary is slower: {c.shown}", c.gain)
         plain = c.gain.low > required_gain + PLAIN
         if (
             c.seconds >= rules.duration * (0.5 if plain else 1.0)
-            and share >= 1 / UNEQUAL_LOAD
-            and not (lull or c.fills)
+            and easy >= 1 / UNEQUAL_LOAD
+            and not (lull or c.fills or unlike)
         ):
             if broken := _slo_broken(c, policy) or (protect_tail and _tail_worse(c)):
                 return Verdict(Outcome.FAILED, Ending.TAIL_WORSE, f"{how}{broken}", c.gain)
@@ -214,17 +235,24 @@ def judge(
             f"fewer than {rules.minimum_requests} requests finished on the canary or on its baseline",
             c.gain,
         )
-    if not 1 / UNEQUAL_LOAD <= share <= UNEQUAL_LOAD:
+    if easy < 1 / UNEQUAL_LOAD or share > UNEQUAL_LOAD:
         return Verdict(Outcome.INCONCLUSIVE, Ending.UNEQUAL_LOAD, "canary and baseline got unequal load", c.gain)
+    if unlike:
+        return Verdict(
+            Outcome.INCONCLUSIVE,
+            Ending.UNEQUAL_LOAD,
+            f"requests wait on the baseline that came before the canary: its {c.figure} proves nothing",
+            c.gain,
+        )
     if c.fills and c.gain is not None and c.gain.value > 0:
         return Verdict(
-            Outcome.INCONCLUSIVE, Ending.NOT_SURE, f"{how}requests still pile up on the canary: {c.shown}", c.gain
+            Outcome.INCONCLUSIVE, Ending.NOT_SURE, f"{how}the canary's batch still grows: {c.shown}", c.gain
         )
     if lull:
         return Verdict(
             Outcome.INCONCLUSIVE,
             Ending.UNEQUAL_LOAD,
-            f"the load fell from {decided_at:.0f} to {c.tokens_per_second:.0f} tokens/s: what the canary showed tells"
+            f"the load fell from {decided_at:.0f} to {now:.0f} tokens/s: what the canary showed tells"
             " nothing of the load that the change is for",
             c.gain,
         )
@@ -243,12 +271,12 @@ def _changes(pods: Iterable[Pod], since: float) -> list[tuple[float, Change]]:
 
 
 def _growth(pods: Iterable[Pod], since: float, now: float) -> float:
-    """Requests on the pods, running or waiting, in the last third of the time over those in the middle third; 1 where
-    there are too few to tell."""
+    """Requests running on the pods in the last third of the time over those in the middle third; 1 where there are too
+    few to tell. What waits is slow to start, not slow to run."""
     third = (now - since) / 3
     thirds: tuple[list[float], list[float]] = ([], [])
     for reading in (r for p in pods for r in p.window.since(since + third).readings):
-        present = math.fsum((e.running or 0.0) + (e.waiting or 0.0) for e in reading.page.engines)
+        present = math.fsum(e.running or 0.0 for e in reading.page.engines)
         thirds[reading.t > since + 2 * third].append(present)
     middle, last = (math.fsum(t) / len(t) if t else 0.0 for t in thirds)
     return last / middle if min(middle, last) >= FEW else 1.0
@@ -320,13 +348,26 @@ def _errors(c: Comparison) -> str | None:
     return None
 
 
-def _share_of_load(c: Comparison) -> float:
-    """Tokens/s of a canary pod over those of a baseline pod; 1 where that cannot be told."""
-    ours = c.canary.generation_tokens_per_second if c.canary else None
-    theirs = c.baseline.generation_tokens_per_second if c.baseline else None
-    if not ours or not theirs:
-        return 1.0
-    return (ours / c.pods[0]) / (theirs / c.pods[1])
+def _queued(pods: Iterable[Pod], since: float) -> float:
+    """See `Comparison.queued`."""
+    windows = [w for p in pods if isinstance((w := p.window.since(since)).change, Change)]
+    together = pods_together(windows)
+    if together is None:
+        return 0.0
+    return math.fsum(queue_growth(w) for w in windows) * (together.output_length or 0.0)
+
+
+def _waiting(pods: tuple[Pod, ...], since: float) -> float:
+    """Mean number of requests that wait on a pod."""
+    readings = [r for p in pods for r in p.window.since(since).readings]
+    waiting = math.fsum(e.waiting or 0.0 for r in readings for e in r.page.engines)
+    return waiting / len(readings) if readings else 0.0
+
+
+def _share(load: tuple[float, float], pods: tuple[int, int]) -> float:
+    """Load of a canary pod over that of a baseline pod; 1 where that cannot be told."""
+    ours, theirs = load
+    return (ours / pods[0]) / (theirs / pods[1]) if ours and theirs else 1.0
 
 
 def _slo_broken(c: Comparison, policy: SpecDecodePolicySpec) -> str | None:

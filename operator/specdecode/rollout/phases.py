@@ -38,10 +38,6 @@ NO_CAPACITY_AFTER = 60.0
 machine. It is never more than a quarter of the progress deadline, which the start of the model has to meet as well."""
 
 
-SPARE = 1.1
-"""Headroom that the other pods must have to give one up."""
-
-
 def advance(o: Observation, d: Decision) -> Step:
     """Starts, continues or ends a change."""
     if o.workload is None or o.menu is None:
@@ -147,10 +143,10 @@ class _Roll(Change):
     def can_spare_one(self) -> bool:
         """Whether the others carry the load without one pod; so it is taken while nothing is known of the load. Where
         they are overloaded as it is, the change may be the way out."""
-        running, pods = self.o.estimates.running, len(self.baseline)
-        if running is None or pods < 2 or self.o.estimates.makes_room(self.rollout.target.profile):
+        estimates, pods = self.o.estimates, len(self.baseline)
+        if estimates.running is None or pods < 2 or estimates.makes_room(self.rollout.target.profile):
             return True
-        return running.headroom_without_one(pods) > SPARE
+        return estimates.carried_without_one(pods)
 
     # --- what follows ---
 

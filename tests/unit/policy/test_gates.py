@@ -581,11 +581,15 @@ def test_probes_that_fail_are_repeated_ever_more_seldom() -> None:
     assert waits == sorted(set(waits)), "each failure makes it rest longer"
 
 
-def test_a_pod_that_falls_behind_is_not_the_time_for_a_probe() -> None:
+@pytest.mark.parametrize(("give_up_one", "probed"), [(False, True), (True, False)])
+def test_while_pods_fall_behind_none_is_given_up_for_a_probe(give_up_one: bool, probed: bool) -> None:
+    """One more takes a part of the load."""
     o = expecting(-0.1, **UNLIKELY)
     assert o.estimates.running is not None
-    full = replace(o.estimates.running, headroom=0.9)
-    assert decide(unable(o, running=full)).reason is not Reason.WORTH_A_PROBE
+    full = unable(o, running=replace(o.estimates.running, headroom=0.9))
+    rollout = full.policy.rollout.model_copy(update={"allow_unavailable": give_up_one})
+    full = replace(full, policy=full.policy.model_copy(update={"rollout": rollout}))
+    assert (decide(full).reason is Reason.WORTH_A_PROBE) is probed
 
 
 A_WHILE_AGO = 0.75 * PROBE_EVERY

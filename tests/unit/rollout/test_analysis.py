@@ -16,7 +16,17 @@ from specdecode.model.histogram import Quantile
 from specdecode.model.measure import Measurement, Percentiles
 from specdecode.model.window import Window
 from specdecode.policy.observation import Pod
-from specdecode.rollout.analysis import BLOCKS, ENOUGH_BLOCKS, PLAIN, Comparison, Verdict, compare, in_force, judge
+from specdecode.rollout.analysis import (
+    BLOCKS,
+    ENOUGH_BLOCKS,
+    PLAIN,
+    Comparison,
+    Figure,
+    Verdict,
+    compare,
+    in_force,
+    judge,
+)
 from specdecode.vllm.metrics import Page
 from support.world import NOW, menu, option, pod, spec, traffic
 
@@ -130,6 +140,12 @@ OUTCOMES: dict[str, tuple[Comparison, Any, Outcome | None, str]] = {
         POLICY,
         Outcome.INCONCLUSIVE,
         "UnequalLoad",
+    ),
+    "it takes what comes, the others work off a queue": (
+        comparison(canary=measured(generation_tokens_per_second=600.0), queued=(0.0, -800.0)),
+        POLICY,
+        None,
+        "",
     ),
     "a silent canary": (comparison(None, canary=None, **LATE), POLICY, Outcome.ERROR, "NotMeasured"),
     "a silent baseline": (comparison(None, baseline=None, **LATE), POLICY, Outcome.ERROR, "NotMeasured"),
@@ -350,12 +366,44 @@ def test_what_lost_before_must_show_more_each_time(low: float, lost: int, promot
     assert promoted or f"after {lost} that did not prove it today" in found.message
 
 
-def filling(per_reading: float, start: float = 8.0) -> Pod:
-    """A pod on which so many more requests are at each reading."""
+def test_what_needs_no_gain_only_has_to_take_what_comes() -> None:
+    """The others serve more, for they work off a queue: speculation is switched off all the same."""
+    busy = comparison(canary=measured(generation_tokens_per_second=600.0), queued=(0.0, -800.0))
+    found = verdict(busy, required=0.0)
+    assert found is not None and found.outcome is Outcome.SUCCESSFUL
+    idle = replace(busy, queued=(0.0, 0.0))
+    assert verdict(idle, required=0.0) is None, "few come to it"
+
+
+def test_a_queue_that_grows_is_no_lull() -> None:
+    c = comparison(queued=(1000.0, 3000.0))
+    found = judge(c, POLICY, REQUIRED, protect_tail=False, decided_at=9000.0)
+    assert found is not None and found.outcome is Outcome.SUCCESSFUL
+
+
+@pytest.mark.parametrize(
+    ("figure", "seconds", "outcome"),
+    [
+        (Figure.TPOT, DURATION, Outcome.SUCCESSFUL),
+        (Figure.TTFT, DURATION, None),
+        (Figure.REQUEST, DURATION, None),
+        (Figure.REQUEST, 2 * DURATION, Outcome.INCONCLUSIVE),
+    ],
+)
+def test_a_first_token_that_waited_before_there_was_a_canary_proves_nothing(
+    figure: Figure, seconds: float, outcome: Outcome | None
+) -> None:
+    found = verdict(comparison(seconds=seconds, figure=figure, queue_of_before=True), required=0.0)
+    assert (found.outcome if found else None) is outcome
+
+
+def filling(per_reading: float, start: float = 8.0, kind: str = "running") -> Pod:
+    """A pod on which so many more requests run at each reading; or wait."""
     even = traffic()
     window = Window(3600.0)
     for i, r in enumerate(even.readings):
-        engines = tuple(replace(e, running=start + i * per_reading) for e in r.page.engines)
+        more = {kind: start + i * per_reading}
+        engines = tuple(replace(e, **more) for e in r.page.engines)
         window = window.add(replace(r.page, engines=engines), r.t)
     return pod("p", "new", None, window)
 
@@ -368,6 +416,19 @@ def filling(per_reading: float, start: float = 8.0) -> Pod:
 def test_a_canary_on_which_requests_still_pile_up_is_told(ours: float, theirs: float, fills: bool) -> None:
     found = compare((filling(ours),), (filling(theirs),), NOW - 60.0, NOW, None)
     assert found.fills is fills
+
+
+def test_what_waits_does_not_slow_what_runs() -> None:
+    found = compare((filling(4.0, kind="waiting"),), (filling(0.0),), NOW - 60.0, NOW, None)
+    assert not found.fills
+    assert found.queued[0] > 0 == found.queued[1]
+
+
+def test_a_queue_that_was_there_before_the_canary_is_told() -> None:
+    queue, none = filling(0.0, start=50.0, kind="waiting"), filling(0.0)
+    assert compare((none,), (queue,), NOW - 60.0, NOW, None).queue_of_before
+    assert not compare((queue,), (queue,), NOW - 60.0, NOW, None).queue_of_before
+    assert not compare((none,), (none,), NOW - 60.0, NOW, None).queue_of_before
 
 
 @pytest.mark.parametrize(
