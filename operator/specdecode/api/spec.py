@@ -236,8 +236,8 @@ class Objective(ApiModel):
 
     minimum_gain: Percent = Field(
         0.05,
-        description="A change must make tokens come at least this much faster to be worth it. A gain that is not "
-        "sure to reach it is not acted on.",
+        description="A change must make tokens come at least this much faster to be worth it; to switch speculation "
+        "off, half as much is enough. A gain that is not sure to reach it is not acted on.",
     )
     slo: Slo = Field(default_factory=Slo, description="Limits that no change may break.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +40,7 @@ def simulate(
         if timeline is not None and timeline.suffix not in (".csv", ".json"):
             raise ScenarioError(f"--timeline {timeline}: name a file that ends in .csv or .json")
         names = [name.strip() for name in agents.split(",") if name.strip()] if agents is not None else None
-        result = run(load_scenario(scenario), names, seed=seed)
+        result = run(load_scenario(scenario), names, seed=seed, processes=os.cpu_count() or 1)
         if timeline is not None:
             _write(result, timeline)
     except (ScenarioError, OSError) as error:

@@ -7,8 +7,8 @@ distribution of output lengths (processor sharing is insensitive to them; Kleinr
 X falls at a cliff there may be two stable batch sizes: each has its weight, so an option that a spike pushes over the
 cliff is not priced as if it stayed below.
 
-X at the largest batch, `max_num_seqs`, is the capacity: requests beyond it wait. There one request begins as another one
-ends, so prompts come as fast as the engine serves, not as users ask.
+X at the largest batch, `max_num_seqs`, is the capacity: requests beyond it wait. There one request begins as another
+one ends, so prompts come as fast as the engine serves, not as users ask.
 """
 
 from __future__ import annotations

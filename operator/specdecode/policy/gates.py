@@ -184,7 +184,7 @@ def a_change_pays(o: Observation) -> Decision | None:
         gain, outlook = o.estimates.gain(option), o.estimates.outlooks.get(option.profile)
         if gain is None or outlook is None:
             continue
-        if gain.value < o.policy.objective.minimum_gain or outlook.benefit <= 0 or not _admissible(o, option):
+        if gain.value < _least_gain(o, option) or outlook.benefit <= 0 or not _admissible(o, option):
             continue
         if best is None or outlook.benefit > best[0]:
             best = outlook.benefit, option, gain
@@ -212,7 +212,7 @@ def _change_to(o: Observation, option: Option, gain: Estimate) -> Decision:
         option,
         change=True,
         gain=gain,
-        required_gain=o.policy.objective.minimum_gain,
+        required_gain=_least_gain(o, option),
         protect_tail=_needs_review(o, option),
         urgent=o.estimates.relieved_by(option),
     )
@@ -256,7 +256,7 @@ def no_baseline(o: Observation) -> Decision | None:
         off,
         change=True,
         gain=o.estimates.gain(off),
-        required_gain=o.policy.objective.minimum_gain,
+        required_gain=_least_gain(o, off),
     )
 
 
@@ -271,7 +271,7 @@ def worth_a_probe(o: Observation) -> Decision | None:
         return None
     best: tuple[float, Option, Estimate] | None = None
     for option in o.estimates.candidates:
-        gain, cost, least = o.estimates.gain(option), o.estimates.cost, o.policy.objective.minimum_gain
+        gain, cost, least = o.estimates.gain(option), o.estimates.cost, _least_gain(o, option)
         if gain is None or cost is None or not gain.low < least < gain.high or option.profile == o.active.profile:
             continue
         rest = PROBE_EVERY * backoff(o, option.profile)
@@ -294,7 +294,7 @@ def worth_a_probe(o: Observation) -> Decision | None:
         option,
         change=True,
         gain=gain,
-        required_gain=o.policy.objective.minimum_gain,
+        required_gain=_least_gain(o, option),
         protect_tail=_needs_review(o, option),
     )
 
@@ -314,15 +314,15 @@ def keep_what_runs(o: Observation) -> Decision | None:
         refused = [f"{profile} cannot run: {why}" for profile, why in o.estimates.unavailable.items()]
         return Decision(Reason.BEST_ALREADY, "; ".join([f"{active} stays: there is nothing else", *refused]), o.active)
     gain, best = max(others, key=lambda pair: pair[0].value)
-    if gain.value < o.policy.objective.minimum_gain / 2:
+    least = _least_gain(o, best)
+    if gain.value < least / 2:
         nearly = "" if gain.value <= 0 else ", or nearly so"
         return Decision(Reason.BEST_ALREADY, f"{active} is expected to be the fastest{nearly}", o.active)
     outlook = o.estimates.outlooks.get(best.profile)
     if barred := _barred(o, best):
         return _too_small(o, best, gain, f", but {barred}")
-    if gain.value < o.policy.objective.minimum_gain:
-        least = format_percent(o.policy.objective.minimum_gain)
-        return _too_small(o, best, gain, f"; {least} is the least that is worth a change")
+    if gain.value < least:
+        return _too_small(o, best, gain, f"; {format_percent(least)} is the least that is worth a change")
     if not _admissible(o, best) or outlook is None or outlook.payback is None:
         return _too_small(o, best, gain, ", but could not carry the load")
     lasts, paid = (format_duration(round(t / 60) * 60) for t in (outlook.duration, outlook.payback))
@@ -481,6 +481,11 @@ MEASURED = COMPARED | {"UnequalLoad", "TooFewRequests"}
 
 def _is_other(o: Observation, option: Option) -> bool:
     return o.active is None or option.profile != o.active.profile or option.speculation != o.active.speculation
+
+
+def _least_gain(o: Observation, option: Option) -> float:
+    """What a change must gain to be worth it: to switch off half as much, for speculation has to earn its place."""
+    return o.policy.objective.minimum_gain * (1.0 if option.speculation is not None else 0.5)
 
 
 def _admissible(o: Observation, option: Option) -> bool:

@@ -245,9 +245,7 @@ def judge(
             c.gain,
         )
     if c.fills and c.gain is not None and c.gain.value > 0:
-        return Verdict(
-            Outcome.INCONCLUSIVE, Ending.NOT_SURE, f"{how}the canary's batch still grows: {c.shown}", c.gain
-        )
+        return Verdict(Outcome.INCONCLUSIVE, Ending.NOT_SURE, f"{how}the canary's batch still grows: {c.shown}", c.gain)
     if lull:
         return Verdict(
             Outcome.INCONCLUSIVE,

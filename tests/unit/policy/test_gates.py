@@ -383,6 +383,25 @@ def expecting(
     )
 
 
+@pytest.mark.parametrize(("gain", "off"), [(0.01, False), (0.03, True), (0.08, True)])
+def test_speculation_has_to_earn_its_place_so_half_the_gain_is_enough_to_switch_it_off(gain: float, off: bool) -> None:
+    o = running_ngram(acceptance=0.75, batch=4.0)
+    here = o.estimates.modelled
+    assert here is not None
+    here = replace(here, headroom=9.0)
+    found = decide(
+        unable(
+            o,
+            modelled=here,
+            running=here,
+            predictions={"ngram": here, "disabled": faster(here, 1 + gain, 1.002)},
+            outlooks={"disabled": expecting(1.0).estimates.outlooks["ngram"]},
+        )
+    )
+    assert (found.reason in (Reason.CHEAPER_PROFILE, Reason.BATCH_ABOVE_BREAK_EVEN)) is off
+    assert not off or found.required_gain == 0.025
+
+
 def test_a_better_threshold_is_a_reason_of_its_own() -> None:
     o = running_ngram(acceptance=0.75, batch=4.0)
     assert o.active is not None and o.active.speculation is not None and o.estimates.modelled is not None
@@ -500,7 +519,7 @@ def test_a_workload_that_was_never_seen_without_speculation_gets_a_canary_withou
     d = decide(running_ngram(acceptance=0.75, batch=4.0))
     assert d.reason is Reason.NO_BASELINE
     assert d.change and d.target is not None and d.target.profile == "disabled"
-    assert d.required_gain == 0.05 and not d.urgent, "what is slower is not promoted, and it waits its turn"
+    assert d.required_gain == 0.025 and not d.urgent, "what is slower is not promoted, and it waits its turn"
 
 
 def once_tried(outcome: Outcome, ago: float, target: str = "disabled") -> HistoryEntry:

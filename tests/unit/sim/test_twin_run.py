@@ -204,3 +204,17 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, args: list[str], changes
     done = command(tmp_path, *args, **changes)
     assert done.exit_code == 1
     assert message in done.stderr
+
+
+def test_whoever_else_takes_part_an_agent_fares_the_same() -> None:
+    """So they may be simulated in processes of their own."""
+    s = parse_scenario(text(duration="40m", spareGpus=1))
+    together, apart = (simulate(s, seed=3, processes=n) for n in (1, 2))
+    by_itself = simulate(s, ["alone"], seed=3)
+    assert list(apart.agents) == list(together.agents)
+    assert apart.changes == together.changes
+    assert apart.timeline == together.timeline
+    for name, figures in [*apart.agents.items(), *by_itself.agents.items()]:
+        # Sums are added in another order, so they are alike but for rounding.
+        assert figures["tpot_mean"] == pytest.approx(together.agents[name]["tpot_mean"], rel=1e-5)
+        assert figures["ttft_mean"] == pytest.approx(together.agents[name]["ttft_mean"], rel=1e-5)

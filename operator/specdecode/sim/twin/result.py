@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from specdecode.model.estimate import Estimate
 from specdecode.sim.twin.agents import Change, Operator
 from specdecode.sim.twin.calibration import Calibration, canaries_covered
 from specdecode.sim.twin.simulation import Simulation
+from specdecode.sim.twin.world import World
 
 OPERATOR, ALONE, ORACLE = "operator", "alone", "oracle"
 THRESHOLD, SCHEDULE, EMA = "threshold-only", "schedule-only", "ema"
@@ -49,11 +50,31 @@ class Result:
         }
 
 
-def result_of(simulation: Simulation, seed: int, wall_seconds: float, calibration: Calibration) -> Result:
+@dataclass(frozen=True)
+class Found:
+    """What a simulation of some of the agents says."""
+
+    agents: Mapping[str, Json]
+    changes: tuple[Json, ...]
+    calibration: Json | None
+    timeline: tuple[Json, ...]
+
+
+def found_by(simulation: Simulation, calibration: Calibration) -> Found:
     """The figures of a simulation that has run."""
-    world = simulation.world
     operator = next((p.agent for p in simulation.players if isinstance(p.agent, Operator)), None)
-    agents = _not_worse_than_alone({p.name: _figures(simulation, i) for i, p in enumerate(simulation.players)})
+    return Found(
+        agents={p.name: _figures(simulation, i) for i, p in enumerate(simulation.players)},
+        changes=tuple(_change(c) for c in operator.changes) if operator else (),
+        calibration=_calibration(calibration, operator) if operator else None,
+        timeline=tuple(_row(simulation, bucket) for bucket in range(len(simulation.prevailing))),
+    )
+
+
+def result_of(world: World, seed: int, wall_seconds: float, parts: Sequence[Found]) -> Result:
+    """The figures of all agents, which were simulated in parts."""
+    agents = _not_worse_than_alone({name: figures for part in parts for name, figures in part.agents.items()})
+    rows = zip(*(part.timeline for part in parts), strict=True)
     return Result(
         scenario=world.scenario.name,
         seed=seed,
@@ -62,9 +83,9 @@ def result_of(simulation: Simulation, seed: int, wall_seconds: float, calibratio
         wall_seconds=wall_seconds,
         agents=_with_regret(agents),
         comparison=_comparison(agents),
-        changes=tuple(_change(c) for c in operator.changes) if operator else (),
-        calibration=_calibration(calibration, operator) if operator else None,
-        timeline=tuple(_row(simulation, bucket) for bucket in range(len(simulation.prevailing))),
+        changes=tuple(change for part in parts for change in part.changes),
+        calibration=next((part.calibration for part in parts if part.calibration), None),
+        timeline=tuple({k: v for row in pieces for k, v in row.items()} for pieces in rows),
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,19 @@ from specdecode.sim.twin.baselines import AcceptedLengthTiers, Planned, Threshol
 from specdecode.sim.twin.calibration import Calibration
 from specdecode.sim.twin.deployment import GRACE
 from specdecode.sim.twin.oracle import plan
-from specdecode.sim.twin.result import ALONE, EMA, OPERATOR, ORACLE, SCHEDULE, STATIC, THRESHOLD, Result, result_of
+from specdecode.sim.twin.result import (
+    ALONE,
+    EMA,
+    OPERATOR,
+    ORACLE,
+    SCHEDULE,
+    STATIC,
+    THRESHOLD,
+    Found,
+    Result,
+    found_by,
+    result_of,
+)
 from specdecode.sim.twin.scenario import Scenario, ScenarioError
 from specdecode.sim.twin.simulation import BUCKET, Player, Simulation
 from specdecode.sim.twin.truth import Truth
@@ -34,13 +47,32 @@ def simulate(
     *,
     seed: int | None = None,
     watch: Callable[[Look], None] | None = None,
+    processes: int = 1,
 ) -> Result:
     """Run a scenario.
 
-    `agents` names those that take part, all by default; `watch` sees every tick of the operator. Raises ScenarioError.
+    `agents` names those that take part, all by default; `watch` sees every tick of the operator. With two `processes`
+    the other agents are simulated in one of their own, with the same figures but for rounding. Raises ScenarioError.
     """
     began = time.perf_counter()
     seed = scenario.seed if seed is None else seed
+    world = world_of(scenario)
+    cast = _cast(world, seed)
+    wanted = list(dict.fromkeys(agents if agents is not None else [OPERATOR, *(scenario.baselines or cast)]))
+    if unknown := [name for name in wanted if name not in cast]:
+        raise ScenarioError(f"agents: there is no {', '.join(unknown)}; there are {', '.join(cast)}")
+    others = [name for name in wanted if name != OPERATOR]
+    if processes < 2 or not others or OPERATOR not in wanted:
+        parts = [_part(scenario, wanted, seed, watch)]
+    else:
+        with ProcessPoolExecutor(1) as pool:
+            beside = pool.submit(_part, scenario, others, seed)
+            parts = [_part(scenario, [OPERATOR], seed, watch), beside.result()]
+    return result_of(world, seed, time.perf_counter() - began, parts)
+
+
+def _part(scenario: Scenario, agents: Sequence[str], seed: int, watch: Callable[[Look], None] | None = None) -> Found:
+    """Simulate some of the agents."""
     world = world_of(scenario)
     calibration = Calibration(world)
 
@@ -50,15 +82,12 @@ def simulate(
             watch(look)
 
     cast = _cast(world, seed, look_on)
-    wanted = dict.fromkeys(agents if agents is not None else [OPERATOR, *(scenario.baselines or cast)])
-    if unknown := [name for name in wanted if name not in cast]:
-        raise ScenarioError(f"agents: there is no {', '.join(unknown)}; there are {', '.join(cast)}")
-    simulation = Simulation(world, [cast[name]() for name in wanted], seed)
+    simulation = Simulation(world, [cast[name]() for name in agents], seed)
     simulation.run()
-    return result_of(simulation, seed, time.perf_counter() - began, calibration)
+    return found_by(simulation, calibration)
 
 
-def _cast(world: World, seed: int, watch: Callable[[Look], None]) -> Mapping[str, Callable[[], Player]]:
+def _cast(world: World, seed: int, watch: Callable[[Look], None] | None = None) -> Mapping[str, Callable[[], Player]]:
     """All agents by name, each made when it is wanted."""
     scenario, options = world.scenario, world.options
     off, start = options[DISABLED], options[scenario.start]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -49,7 +50,8 @@ class Simulation:
         self.players = sorted(players, key=lambda p: not isinstance(p.agent, Operator))
         slots = int(world.replicas.max()) + max(1, scenario.spare_gpus)
         classes = len(world.demand.mixes[0].shares)
-        self._arrivals, self._splits, chances = np.random.default_rng(seed).spawn(3)
+        self._seed = seed
+        self._arrivals, chances = np.random.default_rng(seed).spawn(2)
         agents = len(self.players)
         self.fleet = Fleet(world.times, world.gains, slots * agents, classes, world.dt, chances, copies=agents)
         self.bucket_steps = max(1, round(BUCKET / world.dt))
@@ -102,7 +104,7 @@ class Simulation:
                 if i and i % every == 0:
                     agent.act(service, t)
             if within == 0 or moved:
-                arrivals = self._arrivals_from(within, totals)
+                arrivals = self._shared_out(i - within, totals)
             passed = self.fleet.step(arrivals[within], t)
             if self._counters is not None:
                 self._counters.record(passed)
@@ -122,18 +124,18 @@ class Simulation:
         rounded = np.floor(expected + self._arrivals.random(len(expected)))
         return np.where(demand.recorded[steps], rounded, self._arrivals.poisson(expected)).astype(np.int64)
 
-    def _arrivals_from(self, within: int, totals: Ints) -> Array:
-        """Share the arrivals of the rest of the epoch, [step of the epoch, row], among the pods that serve from a step
-        on: alike for all services whose pods are alike."""
+    def _shared_out(self, start: int, totals: Ints) -> Array:
+        """The arrivals of the epoch that began at a step, [step of the epoch, row], shared among the pods that serve
+        now: alike for all services whose pods are alike, whoever else takes part."""
         arrivals = np.zeros((len(totals), len(self.fleet.variant)))
         for service in self.services:
             if not service.key:  # who meets no ready pod is turned away
                 continue
             shared = self._shared.get(service.key)
             if shared is None:
-                shared = self._shared[service.key] = np.zeros((len(totals), len(service.split)), dtype=np.int64)
-                # For the rest of the epoch: drawing costs as much for one step as for all.
-                shared[within:] = self._splits.multinomial(totals[within:], service.split)
+                # For the whole epoch: drawing costs as much for one step as for all.
+                chance = np.random.default_rng([self._seed, start, zlib.crc32(service.key)])
+                shared = self._shared[service.key] = chance.multinomial(totals, service.split)
             arrivals[:, service.serving_rows] = shared
         return arrivals
 
