@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -195,8 +195,19 @@ def pods_together(windows: Iterable[Window]) -> Measurement | None:
 def queue_growth(window: Window) -> float:
     """Requests per second by which a pod's queue grew over a window of two readings or more."""
     first, last = window.readings[0], window.readings[-1]
-    waiting = [math.fsum(e.waiting or 0.0 for e in r.page.engines) for r in (first, last)]
-    return (waiting[1] - waiting[0]) / (last.t - first.t)
+    return (_waiting(last) - _waiting(first)) / (last.t - first.t)
+
+
+def queued(windows: Sequence[Window], ended: float) -> float:
+    """Requests per second that are asked for beyond those that are served, of which `ended` do in a second: those by
+    which queues grew, or those that wait, as if they were to be served within the window, up to as many again."""
+    growth = math.fsum(max(0.0, queue_growth(w)) for w in windows)
+    backlog = math.fsum(_waiting(w.readings[-1]) / (w.readings[-1].t - w.readings[0].t) for w in windows)
+    return max(growth, min(backlog, ended))
+
+
+def _waiting(reading: Reading) -> float:
+    return math.fsum(e.waiting or 0.0 for e in reading.page.engines)
 
 
 @dataclass(frozen=True)

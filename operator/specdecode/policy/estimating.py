@@ -20,7 +20,7 @@ from specdecode.model.knowledge import (
 from specdecode.model.learnt import LearntModel
 from specdecode.model.loads import LoadHistory
 from specdecode.model.measure import Change, Measurement
-from specdecode.model.window import Window, pods_together, queue_growth
+from specdecode.model.window import Window, pods_together, queued
 from specdecode.policy.ageing import freshness
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.learning import acceptance_of, context_of, held_against, learnt_from
@@ -198,16 +198,18 @@ def _within(factor: float, a: float, b: float) -> bool:
 
 
 def _offered(measured: Measurement | None, windows: list[Window]) -> OfferedLoad | None:
-    """Tokens per second and pod that users ask for: those served, and those of a queue that grows."""
+    """Tokens per second and pod that users ask for: those served, and those of requests that wait. While those are
+    worked off, every pod runs at its largest batch, whatever comes."""
     served = measured.generation_tokens_per_second if measured else None
     # A pod that has only just come is not in `measured`.
     windows = [w for w in windows if isinstance(w.change, Change)]
     if not served or not windows or measured is None:
         return None
-    queued = math.fsum(max(0.0, queue_growth(w)) for w in windows)
+    length = measured.output_length or 0.0
+    more = queued(windows, served / length) if length else 0.0
     return OfferedLoad(
-        (served + queued * (measured.output_length or 0.0)) / len(windows),
-        ((measured.prompt_tokens_per_second or 0.0) + queued * (measured.prompt_length or 0.0)) / len(windows),
+        (served + more * length) / len(windows),
+        ((measured.prompt_tokens_per_second or 0.0) + more * (measured.prompt_length or 0.0)) / len(windows),
         context_of(measured),
         measured.prompt_length or 0.0,
         _variation(windows),

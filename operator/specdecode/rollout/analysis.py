@@ -17,7 +17,7 @@ from specdecode.api.v1alpha1 import Outcome, SpecDecodePolicySpec
 from specdecode.model.cost import Option
 from specdecode.model.estimate import Z90, Estimate, percent
 from specdecode.model.measure import Change, Measurement, measurement
-from specdecode.model.window import pods_together, queue_growth
+from specdecode.model.window import Window, pods_together, queue_growth, queued
 from specdecode.policy.observation import Pod
 from specdecode.policy.options import describe
 from specdecode.rollout.ending import Ending
@@ -82,6 +82,8 @@ class Comparison:
     queued: tuple[float, float] = (0.0, 0.0)
     """Output tokens per second of the requests by which the queues of canary and baseline grow; negative: those that
     are worked off."""
+    wanted: float = 0.0
+    """Output tokens per second that users ask of all pods together, those that wait included; 0: not known."""
     queue_of_before: bool = False
     """Requests wait on the baseline that came before there was a canary."""
 
@@ -175,7 +177,8 @@ def compare(
         figure=figure,
         correction=correction,
         fills=_growth(canaries, since, now) > FILLS * max(1.0, _growth(baseline, since, now)),
-        queued=(_queued(canaries, since), _queued(baseline, since)),
+        queued=(_growth_in_tokens(_measured(canaries, since)), _growth_in_tokens(_measured(baseline, since))),
+        wanted=_wanted(_measured((*canaries, *baseline), since)),
         queue_of_before=_waiting(baseline, since) > max(FEW, QUEUED * _waiting(canaries, since)),
     )
 
@@ -188,6 +191,7 @@ def judge(
     protect_tail: bool,
     decided_at: float | None = None,
     lost: int = 0,
+    relief: bool = False,
 ) -> Verdict | None:
     """The verdict, or None while there is none yet. Harm is called early; success after the whole time, where it is
     plain after half of it, and not in a lull.
@@ -203,11 +207,10 @@ def judge(
     enough = _enough_requests(c, rules.minimum_requests)
     share = _share(c.asked, c.pods)
     # What needs a gain must also have served as much: pods that work off a queue are slow for that.
-    easy = min(share, _share(c.served, c.pods)) if required_gain > 0 else share
+    easy = share if relief or required_gain <= 0 else min(share, _share(c.served, c.pods))
     # So is the first token on them: the canary's requests never waited in that queue.
     unlike = c.queue_of_before and c.figure in (Figure.TTFT, Figure.REQUEST)
-    now = math.fsum(c.asked)
-    lull = decided_at is not None and now < LULL * decided_at
+    lull = decided_at is not None and c.wanted < LULL * decided_at
     if c.gain is not None and enough:
         if c.gain.high < min(0.0, required_gain - NO_WORSE) and share <= UNEQUAL_LOAD:
             return Verdict(Outcome.FAILED, Ending.SLOWER, f"{how}the canary is slower: {c.shown}", c.gain)
@@ -250,7 +253,7 @@ def judge(
         return Verdict(
             Outcome.INCONCLUSIVE,
             Ending.UNEQUAL_LOAD,
-            f"the load fell from {decided_at:.0f} to {now:.0f} tokens/s: what the canary showed tells"
+            f"the load fell from {decided_at:.0f} to {c.wanted:.0f} tokens/s: what the canary showed tells"
             " nothing of the load that the change is for",
             c.gain,
         )
@@ -346,13 +349,24 @@ def _errors(c: Comparison) -> str | None:
     return None
 
 
-def _queued(pods: Iterable[Pod], since: float) -> float:
+def _measured(pods: Iterable[Pod], since: float) -> list[Window]:
+    return [w for p in pods if isinstance((w := p.window.since(since)).change, Change)]
+
+
+def _growth_in_tokens(windows: list[Window]) -> float:
     """See `Comparison.queued`."""
-    windows = [w for p in pods if isinstance((w := p.window.since(since)).change, Change)]
     together = pods_together(windows)
-    if together is None:
+    length = together.output_length if together else None
+    return math.fsum(queue_growth(w) for w in windows) * (length or 0.0)
+
+
+def _wanted(windows: list[Window]) -> float:
+    """See `Comparison.wanted`; as the load is reckoned for which a change is decided."""
+    together = pods_together(windows)
+    if together is None or not together.output_length:
         return 0.0
-    return math.fsum(queue_growth(w) for w in windows) * (together.output_length or 0.0)
+    served = together.generation_tokens_per_second or 0.0
+    return served + queued(windows, served / together.output_length) * together.output_length
 
 
 def _waiting(pods: tuple[Pod, ...], since: float) -> float:

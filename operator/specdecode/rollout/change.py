@@ -192,6 +192,7 @@ def analysing(c: Change) -> Step:
         protect_tail=c.rollout.protect_tail,
         decided_at=c.o.loads.at(seconds_of(c.rollout.started_at)),
         lost=lost_today(c.o, c.rollout.target.profile),
+        relief=target is not None and c.o.estimates.relieved_by(target),
     )
     if verdict is None:
         if c.late:

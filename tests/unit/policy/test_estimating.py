@@ -97,22 +97,29 @@ def test_a_pod_that_has_only_just_come_does_not_thin_the_load() -> None:
     assert with_it.estimates.load == observation().estimates.load
 
 
-def queue(growth: float) -> Window:
-    """Traffic beside a queue that grows by so many requests a second."""
-    window = Window(3600.0)
-    for n, r in enumerate(traffic().readings):
+def queue(waiting: float, growth: float = 0.0) -> Window:
+    """Traffic beside a queue of so many requests at the end, which grew by so many a second."""
+    window, readings = Window(3600.0), traffic().readings
+    for r in readings:
         (engine,) = r.page.engines
-        waiting = max(0.0, 500.0 + growth * 5.0 * n)
-        window = window.add(Page((replace(engine, waiting=waiting),), r.page.process_start), r.t)
+        then = max(0.0, waiting + growth * (r.t - readings[-1].t))
+        window = window.add(Page((replace(engine, waiting=then),), r.page.process_start), r.t)
     return window
 
 
-def test_a_queue_that_grows_is_load_too_one_that_shrinks_was() -> None:
-    loads = {g: observation(window=queue(g)).estimates.load for g in (-1.0, 0.0, 1.0)}
-    served, shrinking, growing = loads[0.0], loads[-1.0], loads[1.0]
-    assert served is not None and growing is not None
-    assert shrinking == served
-    assert growing.tokens_per_second - served.tokens_per_second == pytest.approx(100.0), "answers of 100 tokens"
+def test_what_waits_is_load_too() -> None:
+    def asked(waiting: float, growth: float = 0.0) -> float:
+        load = observation(window=queue(waiting, growth)).estimates.load
+        assert load is not None
+        return load.tokens_per_second
+
+    served, readings = asked(0.0), traffic().readings
+    seconds = readings[-1].t - readings[0].t
+    assert asked(seconds, 1.0) - served == pytest.approx(100.0), "it grew by an answer of 100 tokens a second"
+    for growth in (-1.0, 0.0):
+        assert asked(60.0, growth) - served == pytest.approx(60 * 100 / seconds), "to be served within the window"
+        assert asked(1e6, growth) == pytest.approx(2 * served), "as if it were twice as much at most"
+    assert asked(1e6, 1e4) - served == pytest.approx(1e6), "but all that it grew by"
 
 
 def uneven(*rates: float) -> Window:

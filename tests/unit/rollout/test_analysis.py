@@ -57,6 +57,7 @@ def comparison(gain: tuple[float, float, float] | None = (0.2, 0.1, 0.3), **chan
         pods=(1, 2),
         gain=None if gain is None else Estimate(*gain),
         blocks=BLOCKS,
+        wanted=3000.0,
     )
     return replace(base, **changes)
 
@@ -367,16 +368,19 @@ def test_what_lost_before_must_show_more_each_time(low: float, lost: int, promot
 
 
 def test_what_needs_no_gain_only_has_to_take_what_comes() -> None:
-    """The others serve more, for they work off a queue: speculation is switched off all the same."""
+    """The others serve more, for they work off a queue: speculation is switched off all the same; and so it is with
+    what has more room than what falls behind."""
     busy = comparison(canary=measured(generation_tokens_per_second=600.0), queued=(0.0, -800.0))
-    found = verdict(busy, required=0.0)
-    assert found is not None and found.outcome is Outcome.SUCCESSFUL
+    for required, relief in ((0.0, False), (REQUIRED, True)):
+        found = judge(busy, POLICY, required, protect_tail=False, relief=relief)
+        assert found is not None and found.outcome is Outcome.SUCCESSFUL
+    assert verdict(busy) is None
     idle = replace(busy, queued=(0.0, 0.0))
     assert verdict(idle, required=0.0) is None, "few come to it"
 
 
 def test_a_queue_that_grows_is_no_lull() -> None:
-    c = comparison(queued=(1000.0, 3000.0))
+    c = comparison(wanted=7000.0)
     found = judge(c, POLICY, REQUIRED, protect_tail=False, decided_at=9000.0)
     assert found is not None and found.outcome is Outcome.SUCCESSFUL
 
