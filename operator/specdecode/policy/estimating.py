@@ -104,6 +104,8 @@ COLD_CACHE = 60.0
 
 LARGEST_CORRECTION = 0.1
 """By which the model may move what a canary showed, as a log: beyond that the measurement would count for little."""
+LESS = 1.5
+"""Factor in load over which TPOT's growth with it is told."""
 STEEPEST = 0.4
 """By how much of a change in load the gain of drafts is believed to change at most, both as logs."""
 
@@ -291,6 +293,7 @@ class _Here:
             cost=_cost(o, max(1, self.pods)) if load else None,
             bands={option.profile: model.band(option, load) for option in self.menu.options if option.speculation},
             load_corrections={c.profile: self.load_correction(c) for c in _corrected(o, self.menu, candidates)},
+            steepness={c.profile: self.steepness(c) for c in _corrected(o, self.menu, candidates)},
         )
 
     def predict(self, option: Option, load: OfferedLoad) -> Prediction:
@@ -376,6 +379,14 @@ class _Here:
         # The model's word alone never promotes more drafts: it may only take away from what was measured of them, and
         # the less the more pods share the load.
         return float(np.clip(whole - shared, -min(LARGEST_CORRECTION, STEEPEST * math.log((pods + 1) / pods)), 0.0))
+
+    def steepness(self, option: Option) -> float:
+        """By which power of the load TPOT grows with an option, from two thirds of the load of now on."""
+        if self.load is None:
+            return 0.0
+        asked = self.load.tokens_per_second * np.array([1 / LESS, 1.0])
+        less, now = self.model.log_tpot(option, self.load, asked)
+        return max(0.0, float(now - less) / math.log(LESS))
 
 
 def _drafts_no_more(option: Option, active: Option) -> bool:

@@ -146,6 +146,8 @@ class Estimates:
     load_corrections: Mapping[str, float] = field(default_factory=dict)
     """What the gain of each candidate is at the load of now, less what it is while a canary takes its share: logs of
     ratios of TPOTs, by profile."""
+    steepness: Mapping[str, float] = field(default_factory=dict)
+    """By which power of the load TPOT grows with each candidate, at the load of now and below."""
     restart: Freshness | None = None
     """What fresh pods of the active option would be better at; None: nothing that is known."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import NormalDist
 
@@ -32,6 +32,8 @@ _T90 = {3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}
 
 UNEQUAL_LOAD = 1.5
 """Factor in load per pod between canary and baseline from which the one with less has it too easy to win."""
+EVEN = 0.9
+"""Share of the others' load from which a canary that has less of it does so by chance."""
 LULL = 0.5
 """Share of the load for which a change was decided below which its canary proves nothing: in a lull all drafts are
 fast. (Above it, nothing follows: a canary that is faster serves more to clients who wait for their answers.)"""
@@ -108,7 +110,7 @@ class Comparison:
         text = f"{of} {percent(self.gain)}"
         if abs(self.correction) < TOLD:
             return text
-        return f"{text}, {math.expm1(self.correction) * 100:+.0f} % of it for the load without the additional pod"
+        return f"{text}, {math.expm1(self.correction) * 100:+.0f} % of it for the load that it would have"
 
 
 @dataclass(frozen=True)
@@ -150,13 +152,22 @@ def compare(
     *,
     figure: Figure = Figure.TPOT,
     correction: float = 0.0,
+    steepness: float = 0.0,
 ) -> Comparison:
     """Compares the pods from `since` (Unix seconds) on; with `before`, the figure in seconds, without a baseline.
 
     `correction` is added to the log of the ratio: what the model says of the load after a promotion, where a pod more
-    takes a part of it now.
+    takes a part of it now. `steepness`: the power of the load by which TPOT grows, where a canary with less of it than
+    the others is not to win by that (traffic is not dealt out evenly everywhere).
     """
     seconds = max(0.0, now - since)
+    pods = len(canaries), len(baseline)
+    ours_grew, theirs_grew = (_growth_in_tokens(_measured(p, since)) for p in (canaries, baseline))
+    found = Comparison(
+        seconds, _whole(canaries, since), _whole(baseline, since), pods, None, 0, queued=(ours_grew, theirs_grew)
+    )
+    share = max(_share(found.asked, pods), 1 / UNEQUAL_LOAD)
+    correction += steepness * math.log(min(1.0, share / EVEN))
     ours, theirs = _changes(canaries, since), _changes(baseline, since)
     ratios = []
     length = seconds / BLOCKS
@@ -166,18 +177,14 @@ def compare(
         other = _of(figure, (c for t, c in theirs if start < t <= end)) if baseline else before
         if canary and other:
             ratios.append(math.log(other / canary) + correction)
-    return Comparison(
-        seconds=seconds,
-        canary=_whole(canaries, since),
-        baseline=_whole(baseline, since),
-        pods=(len(canaries), len(baseline)),
+    return replace(
+        found,
         gain=_gain(ratios),
         blocks=len(ratios),
         before_and_after=not baseline,
         figure=figure,
         correction=correction,
         fills=_growth(canaries, since, now) > FILLS * max(1.0, _growth(baseline, since, now)),
-        queued=(_growth_in_tokens(_measured(canaries, since)), _growth_in_tokens(_measured(baseline, since))),
         wanted=_wanted(_measured((*canaries, *baseline), since)),
         queue_of_before=_waiting(baseline, since) > max(FEW, QUEUED * _waiting(canaries, since)),
     )

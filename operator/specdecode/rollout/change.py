@@ -184,7 +184,17 @@ def analysing(c: Change) -> Step:
     correction = corrections.get(c.rollout.target.profile, c.rollout.load_correction)
     if c.rollout.give_up_one or c.rollout.live_canary or figure is not Figure.TPOT:
         correction = 0.0
-    comparison = compare(canaries, c.baseline, since, c.o.now, c.rollout.before, figure=figure, correction=correction)
+    steepness = c.o.estimates.steepness.get(c.rollout.target.profile, 0.0) if figure is Figure.TPOT else 0.0
+    comparison = compare(
+        canaries,
+        c.baseline,
+        since,
+        c.o.now,
+        c.rollout.before,
+        figure=figure,
+        correction=correction,
+        steepness=steepness,
+    )
     verdict = judge(
         comparison,
         c.o.policy,

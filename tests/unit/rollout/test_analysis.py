@@ -401,6 +401,18 @@ def test_a_first_token_that_waited_before_there_was_a_canary_proves_nothing(
     assert (found.outcome if found else None) is outcome
 
 
+@pytest.mark.parametrize(
+    ("serves", "correction"),
+    [(1.0, 0.0), (0.95, 0.0), (0.75, 0.5 * math.log(0.75 / 0.9)), (1.3, 0.0), (0.1, 0.5 * math.log(1 / 1.5 / 0.9))],
+    ids=["as much", "nearly", "less", "more", "so little that it proves nothing"],
+)
+def test_a_canary_with_less_load_does_not_win_by_that(serves: float, correction: float) -> None:
+    """Where TPOT grows by the root of the load, a part of the gain is that."""
+    canary, other = (pod("p", "new", None, traffic(batch=8.0 * s, rate=2.0 * s)) for s in (serves, 1.0))
+    found = compare((canary,), (other,), NOW - 60.0, NOW, None, steepness=0.5)
+    assert found.correction == pytest.approx(correction, abs=1e-6)
+
+
 def filling(per_reading: float, start: float = 8.0, kind: str = "running") -> Pod:
     """A pod on which so many more requests run at each reading; or wait."""
     even = traffic()
