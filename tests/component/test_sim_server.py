@@ -19,6 +19,7 @@ import pytest
 
 from specdecode.sim.load import Limits, LoadGenerator, Record, new_session
 from specdecode.sim.workload import Ask, Phase
+from specdecode.vllm.effective import Told, read_text
 from specdecode.vllm.metrics import EngineSample, read_page
 
 SPEED = {"SPECDECODE_SIM_SPEED": "20", "SPECDECODE_SIM_SEED": "1", "SPECDECODE_SIM_LINGER_SECONDS": "0.2"}
@@ -135,6 +136,19 @@ async def test_speculation_makes_some_requests_fail_and_the_page_shows_it() -> N
             async with session.get(server.url + "/metrics") as response:
                 text = await response.text()
         assert 'http_requests_total{handler="/v1/completions",method="POST",status="4xx"} 1.0' in text
+
+
+async def test_an_engine_that_drops_its_speculation_says_so_in_its_log_and_in_its_metrics() -> None:
+    logs = []
+    for fault in ("", "speculation-dropped"):
+        async with pod("--speculative-config", NGRAM, FAULT=fault) as server, new_session() as session:
+            async with session.get(server.url + "/metrics") as response:
+                assert ("spec_decode" in await response.text()) is not bool(fault)
+            server.process.terminate()
+            logs.append((await server.wait())[1])
+    told, dropped = map(read_text, logs)
+    assert told is not None and (told.method, told.num_speculative_tokens) == ("ngram", 5)
+    assert dropped == Told(None)
 
 
 async def test_sigterm_finishes_what_is_in_flight() -> None:

@@ -10,10 +10,10 @@ from specdecode.api.v1alpha1 import Condition, Mode, SpecDecodePolicyStatus
 from specdecode.model.memory import Unusable
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Decision, Reason
-from specdecode.policy.gates import failures
 from specdecode.policy.live import NotLive, hindrance, wanted
 from specdecode.policy.observation import Observation
 from specdecode.policy.options import Menu
+from specdecode.policy.past import failures
 from specdecode.policy.traffic import traffic
 from specdecode.rollout.phases import Step
 from specdecode.vllm.capabilities import capabilities

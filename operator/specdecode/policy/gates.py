@@ -1,26 +1,26 @@
 """The rule: an ordered chain of small questions; the first gate that has an answer decides.
 
 Each gate asks one question, in the order in which a careful engineer would. To find out why the operator did something,
-look for its reason here. `BRAKES` come last: they do not change what is right, only whether it may be done now.
+look for its reason here. The brakes (`policy.brakes`) come last: they do not change what is right, only
+whether it may be done now.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import takewhile
 
 from specdecode.api.quantities import format_duration, format_percent
-from specdecode.api.v1alpha1 import DISABLED, HistoryEntry, Mode, Outcome
+from specdecode.api.v1alpha1 import DISABLED, Mode, Outcome
 from specdecode.model.cost import Option
 from specdecode.model.estimate import Estimate
-from specdecode.model.tokens import MEMORY, moved
-from specdecode.policy.ageing import restart_restores, restarts_are_rationed
+from specdecode.model.loads import DAY
+from specdecode.model.tokens import MEMORY
+from specdecode.policy.ageing import restart_restores
+from specdecode.policy.brakes import held_back
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.guards import (
-    TRAFFIC_TURNED,
     acceptance_below_floor,
     breaks_tpot_limit,
     fills_kv_cache,
@@ -28,17 +28,12 @@ from specdecode.policy.guards import (
     of_what_was_meant,
     ttft_bound,
 )
-from specdecode.policy.live import can_be_live
 from specdecode.policy.observation import Observation
 from specdecode.policy.options import configuration, describe
 from specdecode.policy.outlook import worth_of_trying
+from specdecode.policy.past import backoff, last_failed, last_tried
 
 Gate = Callable[[Observation], Decision | None]
-Brake = Callable[[Observation, Decision], tuple[Reason, str] | None]
-
-DAY = 86_400.0
-MAX_BACKOFF = 16
-"""A change that failed again and again is tried again after at most this many cool-downs."""
 
 
 def decide(o: Observation) -> Decision:
@@ -46,8 +41,7 @@ def decide(o: Observation) -> Decision:
     decision = next(d for gate in CHAIN if (d := gate(o)) is not None)
     if not decision.change:
         return decision
-    held = next((h for brake in BRAKES if (h := brake(o, decision)) is not None), None)
-    return replace(decision, held_back=held)
+    return replace(decision, held_back=held_back(o, decision))
 
 
 # --- may we judge? ------------------------------------------------------------------------------------------------
@@ -247,7 +241,7 @@ def no_baseline(o: Observation) -> Decision | None:
     known = o.knowledge.get(DISABLED)
     if off is None or o.active is None or o.active.speculation is None or (known is not None and known.step_times):
         return None
-    if not _admissible(o, off) or o.now - _last_failed(o, DISABLED) < DAY or _cannot_spare(o):
+    if not _admissible(o, off) or o.now - last_failed(o, DISABLED) < DAY or _cannot_spare(o):
         return None
     return Decision(
         Reason.NO_BASELINE,
@@ -275,7 +269,7 @@ def worth_a_probe(o: Observation) -> Decision | None:
         if gain is None or cost is None or not gain.low < least < gain.high or option.profile == o.active.profile:
             continue
         rest = PROBE_EVERY * backoff(o, option.profile)
-        if o.now - _last_failed(o, option.profile) < PROBE_EVERY / 2 or o.now - _last_tried(o, option.profile) < rest:
+        if o.now - last_failed(o, option.profile) < PROBE_EVERY / 2 or o.now - last_tried(o, option.profile) < rest:
             continue
         if not _admissible(o, option):
             continue
@@ -299,9 +293,6 @@ def worth_a_probe(o: Observation) -> Decision | None:
     )
 
 
-LOAD_TURNED = 1.5
-"""Factor in load from which an earlier failure proves nothing."""
-HALF_AN_HOUR = 1800.0
 PROBE_EVERY = 4 * 3600.0
 """Seconds between two tries of one profile, doubled after each that failed: what is known of it has faded by then."""
 
@@ -365,118 +356,7 @@ CHAIN: tuple[Gate, ...] = (
 )
 
 
-# --- brakes -------------------------------------------------------------------------------------------------------
-
-
-def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
-    """Rest after a change, longer for a profile whose last changes had to be taken back. What is urgent waits for
-    those only."""
-    if not o.history or d.target is None:
-        return None
-    profile, cooldown = d.target.profile, o.policy.rollout.cooldown
-    until = _last_tried(o, profile) + cooldown * backoff(o, profile)
-    if not d.urgent:
-        until = max(until, seconds_of(o.history[0].finished_at) + cooldown)
-    elif not failures(_tries(o, profile)):
-        return None
-    if o.now >= until:
-        return None
-    return Reason.COOLING_DOWN, f"resting after the last change for {format_duration(round(until - o.now))} more"
-
-
-def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
-    """The policy allows so many changes a day. What is tried in vain takes at most half of them, and the last one is
-    kept for switching off: what users feel must be answered whatever was tried before."""
-    limit = o.policy.rollout.max_changes_per_day
-    # A canary that found no node changed nothing.
-    today = [h for h in o.history if seconds_of(h.started_at) > o.now - DAY and h.outcome_reason != NO_CAPACITY]
-    in_vain = [h for h in today if h.reason in FINDING_OUT and h.outcome is not Outcome.SUCCESSFUL]
-    turns_on = d.target is not None and d.target.speculation is not None
-    said = f"{len(today)} changes in 24 hours; spec.rollout.maxChangesPerDay allows {limit}"
-    if len(today) >= limit:
-        return Reason.CHANGES_EXHAUSTED, said
-    if turns_on and len(today) >= max(1, limit - 1):
-        return Reason.CHANGES_EXHAUSTED, f"{said}, and the last is kept for switching off"
-    if d.reason in FINDING_OUT and len(in_vain) >= max(1, limit // 2):
-        return Reason.CHANGES_EXHAUSTED, f"{len(in_vain)} of {said}, and half of them at most for what is tried in vain"
-    return None
-
-
-FINDING_OUT = frozenset({Reason.WORTH_A_CANARY, Reason.WORTH_A_PROBE, Reason.NO_BASELINE})
-"""Reasons of changes that are not sure to pay."""
-
-
-def strategy_forbids(o: Observation, d: Decision) -> tuple[Reason, str] | None:
-    """`Recreate` says that two versions must not run side by side."""
-    workload = o.workload
-    if workload is None or workload.strategy.get("type") != "Recreate" or o.policy.rollout.allow_unavailable:
-        return None
-    if d.target is not None and not d.restart and can_be_live(o, d.target):
-        return None
-    return (
-        Reason.STRATEGY_FORBIDS,
-        f"Deployment {workload.name} has strategy Recreate: set spec.rollout.allowUnavailable or use RollingUpdate",
-    )
-
-
-BRAKES: tuple[Brake, ...] = (strategy_forbids, cooling_down, restarts_are_rationed, changes_exhausted)
-
-
-def may_act(o: Observation, d: Decision) -> bool:
-    """Whether the decision is carried out now."""
-    return d.change and d.held_back is None and o.policy.mode is Mode.AUTO
-
-
 # --- helpers ------------------------------------------------------------------------------------------------------
-
-
-def failures(history: Iterable[HistoryEntry]) -> int:
-    """How many of the last changes, newest first, did not succeed in a row."""
-    return sum(1 for _ in takewhile(lambda entry: entry.outcome is not Outcome.SUCCESSFUL, history))
-
-
-def lost_today(o: Observation, profile: str) -> int:
-    """How many canaries of a profile were compared in a row without success, whatever the load was then."""
-    return failures(
-        entry
-        for entry in o.history
-        if entry.target.profile == profile and entry.reason != Reason.RESTART_RESTORES
-        if entry.outcome is Outcome.SUCCESSFUL or entry.outcome_reason in COMPARED
-        if seconds_of(entry.finished_at) > o.now - DAY
-    )
-
-
-def backoff(o: Observation, profile: str) -> int:
-    """Factor on the cool-down: doubles with each of the last changes to a profile that did not succeed, as far as they
-    tell something about today."""
-    return int(min(2 ** failures(_tries(o, profile)), MAX_BACKOFF))
-
-
-def _tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
-    """The last changes to a profile, newest first, but for restarts, and those that were measured in another traffic or
-    at another load, beyond what it varies by in an hour: what lost then may win today. Where a pod can be given up for
-    a canary by now, those do not count that found no room."""
-    turned = moved(o.knowledge, profile) > TRAFFIC_TURNED
-    now = o.loads.at(o.now)
-    room = o.policy.rollout.allow_unavailable and o.estimates.carried_without_one(len(o.running(o.active)))
-    for entry in o.history:
-        if entry.target.profile != profile or entry.reason == Reason.RESTART_RESTORES:
-            continue
-        then = o.loads.around(seconds_of(entry.started_at), HALF_AN_HOUR)
-        elsewhere = now and then and not then[0] / LOAD_TURNED < now < then[1] * LOAD_TURNED
-        if (turned or elsewhere) and entry.outcome_reason in MEASURED:
-            continue
-        if room and entry.outcome_reason == NO_CAPACITY:
-            continue
-        yield entry
-
-
-NO_CAPACITY = "NoCapacity"
-"""Ending of a change whose canary found no node."""
-COMPARED = frozenset({"Slower", "TailWorse", "GainTooSmall", "NotSure"})
-"""Endings of changes whose canary could have been promoted for what it showed, and was not."""
-MEASURED = COMPARED | {"UnequalLoad", "TooFewRequests"}
-"""Endings (`rollout.ending`) of changes that failed for what was measured, not because the profile does not run."""
 
 
 def _is_other(o: Observation, option: Option) -> bool:
@@ -526,17 +406,6 @@ def _needs_review(o: Observation, option: Option) -> bool:
     """Between the floors a profile must also keep the tail on its canary; so must one that was never measured."""
     rate = _acceptance_rate(o, option)
     return option.speculation is not None and (rate is None or rate < o.policy.guards.acceptance.review_below)
-
-
-def _last_failed(o: Observation, profile: str) -> float:
-    """Unix seconds of the end of the last change to a profile that did not succeed, whatever the load was then."""
-    failed = (h for h in o.history if h.target.profile == profile and h.outcome is not Outcome.SUCCESSFUL)
-    return max((seconds_of(h.finished_at) for h in failed), default=-math.inf)
-
-
-def _last_tried(o: Observation, profile: str) -> float:
-    """Unix seconds of the end of the last of `_tries`; minus infinity where there is none."""
-    return next((seconds_of(h.finished_at) for h in _tries(o, profile)), -math.inf)
 
 
 def _percent(gain: Estimate) -> str:

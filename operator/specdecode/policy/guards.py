@@ -17,6 +17,7 @@ from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.observation import Estimates, Observation
 from specdecode.policy.options import describe
+from specdecode.policy.past import TRAFFIC_TURNED
 from specdecode.vllm.capabilities import capabilities
 
 FULL = 0.95
@@ -34,8 +35,6 @@ ADDS = 0.1
 """Share by which mean TTFT must be above what it was without speculation to count."""
 QUEUEING = 0.5
 """Share of TTFT spent waiting from which it is a matter of capacity, which speculation may add."""
-TRAFFIC_TURNED = 0.3
-"""Change of log(E - 1) from which the traffic is another."""
 COLLAPSED = 0.5
 """Share of the floor below which drafts that used to be accepted are as good as useless."""
 DISPROVED_FOR = 4 * 3600.0

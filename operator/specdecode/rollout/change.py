@@ -8,9 +8,9 @@ from typing import Any
 from specdecode.api.v1alpha1 import HistoryEntry, Interval, Outcome, RolloutPhase, RolloutStatus
 from specdecode.policy.clock import seconds_of, text_of
 from specdecode.policy.decision import Decision, Reason
-from specdecode.policy.gates import lost_today
 from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import Container, Menu, configuration, describe, fields_of, option_of
+from specdecode.policy.past import lost_today
 from specdecode.rollout.analysis import Figure, compare, in_force, judge, value_of
 from specdecode.rollout.ending import Ending
 from specdecode.rollout.patch import Desired, borrowed, rest_of_template

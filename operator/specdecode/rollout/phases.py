@@ -18,9 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from specdecode.api.v1alpha1 import Outcome, RolloutPhase
+from specdecode.policy.brakes import may_act
 from specdecode.policy.clock import seconds_of, text_of
 from specdecode.policy.decision import Decision
-from specdecode.policy.gates import may_act
 from specdecode.policy.live import can_be_live, wanted
 from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import Container, Menu, marked, option_of, same, unmarked, with_fields

@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -21,7 +22,7 @@ from specdecode.sim.metrics import VllmMetrics
 from specdecode.sim.openai import Answer, Limits, RequestError, read_request
 from specdecode.sim.settings import Settings
 from specdecode.sim.surfaces import DATA, load_surface
-from specdecode.vllm.speculation import Method
+from specdecode.vllm.speculation import Method, Speculation
 from specdecode.vllm.version import Version
 
 LATE = 0.05
@@ -88,6 +89,22 @@ def build_engine(args: ServeArguments, settings: Settings, table: AcceptanceTabl
     )
     rng = random.Random(f"{settings.seed}/{settings.pod_name}" if settings.seed is not None else args.seed)
     return Engine(config, surface, _acceptance_of(table, args, settings), rng)
+
+
+def as_the_engine_takes_it(args: ServeArguments, settings: Settings) -> ServeArguments:
+    """Engines drop some of what they are told without a word; the fault `speculation-dropped` is one that does."""
+    dropped = args.speculation is not None and "speculation-dropped" in settings.faults_of(args.speculation.method)
+    return replace(args, speculation=None) if dropped else args
+
+
+def _as_vllm_logs(speculation: Speculation | None) -> str:
+    """As vllm/config/speculative.py prints it."""
+    if speculation is None:
+        return "None"
+    return (
+        f"SpeculativeConfig(method={speculation.vllm_method!r}, model={speculation.model!r},"
+        f" num_spec_tokens={speculation.num_speculative_tokens})"
+    )
 
 
 def load_acceptance(settings: Settings) -> AcceptanceTable:
@@ -320,9 +337,13 @@ class Server:
 def serve(args: ServeArguments, settings: Settings) -> None:
     """Run one simulated server until it is told to stop. Raises SurfaceError or AcceptanceError before it listens."""
     table = load_acceptance(settings)
+    args = as_the_engine_takes_it(args, settings)
     host = settings.pod_ip if args.host in (None, "", "0.0.0.0") and settings.pod_ip else args.host or "0.0.0.0"
     log(f"vLLM API server version {settings.version}, simulated: {settings.surface}; http://{host}:{args.port}")
-    log(f"speculative_config={args.speculation}")
+    log(
+        f"Initializing a V1 LLM engine (v{settings.version}) with config: model={args.model!r},"
+        f" speculative_config={_as_vllm_logs(args.speculation)}, seed={args.seed or 0}"
+    )
     asyncio.run(_serve(args, settings, table, host))
 
 

@@ -22,6 +22,7 @@ FAULTS: Mapping[str, float | None] = {
     "metrics-missing": None,
     "metrics-half": None,
     "oom-under-load": 16.0,
+    "speculation-dropped": None,
 }
 """Fault -> its value when none is given; None for a fault without one."""
 

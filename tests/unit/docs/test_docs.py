@@ -19,7 +19,8 @@ from specdecode.cli.main import app
 from specdecode.controller.telemetry import Telemetry
 from specdecode.model.memory import Trouble
 from specdecode.policy import decision
-from specdecode.policy.gates import BRAKES, CHAIN
+from specdecode.policy.brakes import BRAKES
+from specdecode.policy.gates import CHAIN
 from specdecode.policy.live import NotLive
 from specdecode.policy.observation import Obstacle
 from specdecode.rollout.ending import Ending

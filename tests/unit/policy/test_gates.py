@@ -11,11 +11,13 @@ from specdecode.api.v1alpha1 import BatchRangeStatus, Configuration, HistoryEntr
 from specdecode.model.cost import Prediction
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Drafts, Knowledge, StepTime
-from specdecode.model.loads import BUCKET, LoadHistory
+from specdecode.model.loads import BUCKET, DAY, LoadHistory
+from specdecode.policy.brakes import changes_exhausted, may_act
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Decision, Reason
-from specdecode.policy.gates import DAY, MEASURED, PROBE_EVERY, backoff, changes_exhausted, decide, lost_today, may_act
+from specdecode.policy.gates import PROBE_EVERY, decide
 from specdecode.policy.observation import Observation, Problem
+from specdecode.policy.past import MEASURED, backoff, lost_today
 from specdecode.rollout.ending import Ending
 from specdecode.vllm.speculation import BatchRange
 from support.world import NOW, menu, observation, option, pod, rendered, spec, traffic, workload

@@ -10,8 +10,8 @@ import pytest
 
 import specdecode_vllm as plugin
 from specdecode.api.v1alpha1 import Configuration, HistoryEntry, Outcome
+from specdecode.policy.brakes import strategy_forbids
 from specdecode.policy.clock import text_of
-from specdecode.policy.gates import strategy_forbids
 from specdecode.policy.live import NotLive, by_file, by_report, can_be_live, file_of, hindrance, is_about, live_schedule
 from specdecode.policy.observation import Observation
 from specdecode.vllm.live_schedule import ScheduleReport

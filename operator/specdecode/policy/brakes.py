@@ -1,0 +1,81 @@
+"""The brakes: they do not change what is right, only whether it may be done now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from specdecode.api.quantities import format_duration
+from specdecode.api.v1alpha1 import Mode, Outcome
+from specdecode.model.loads import DAY
+from specdecode.policy.ageing import restarts_are_rationed
+from specdecode.policy.clock import seconds_of
+from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.live import can_be_live
+from specdecode.policy.observation import Observation
+from specdecode.policy.past import NO_CAPACITY, backoff, failures, last_tried, tries
+
+Brake = Callable[[Observation, Decision], tuple[Reason, str] | None]
+
+
+def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
+    """Rest after a change, longer for a profile whose last changes had to be taken back. What is urgent waits for
+    those only."""
+    if not o.history or d.target is None:
+        return None
+    profile, cooldown = d.target.profile, o.policy.rollout.cooldown
+    until = last_tried(o, profile) + cooldown * backoff(o, profile)
+    if not d.urgent:
+        until = max(until, seconds_of(o.history[0].finished_at) + cooldown)
+    elif not failures(tries(o, profile)):
+        return None
+    if o.now >= until:
+        return None
+    return Reason.COOLING_DOWN, f"resting after the last change for {format_duration(round(until - o.now))} more"
+
+
+def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
+    """The policy allows so many changes a day. What is tried in vain takes at most half of them, and the last one is
+    kept for switching off: what users feel must be answered whatever was tried before."""
+    limit = o.policy.rollout.max_changes_per_day
+    # A canary that found no node changed nothing.
+    today = [h for h in o.history if seconds_of(h.started_at) > o.now - DAY and h.outcome_reason != NO_CAPACITY]
+    in_vain = [h for h in today if h.reason in FINDING_OUT and h.outcome is not Outcome.SUCCESSFUL]
+    turns_on = d.target is not None and d.target.speculation is not None
+    said = f"{len(today)} changes in 24 hours; spec.rollout.maxChangesPerDay allows {limit}"
+    if len(today) >= limit:
+        return Reason.CHANGES_EXHAUSTED, said
+    if turns_on and len(today) >= max(1, limit - 1):
+        return Reason.CHANGES_EXHAUSTED, f"{said}, and the last is kept for switching off"
+    if d.reason in FINDING_OUT and len(in_vain) >= max(1, limit // 2):
+        return Reason.CHANGES_EXHAUSTED, f"{len(in_vain)} of {said}, and half of them at most for what is tried in vain"
+    return None
+
+
+FINDING_OUT = frozenset({Reason.WORTH_A_CANARY, Reason.WORTH_A_PROBE, Reason.NO_BASELINE})
+"""Reasons of changes that are not sure to pay."""
+
+
+def strategy_forbids(o: Observation, d: Decision) -> tuple[Reason, str] | None:
+    """`Recreate` says that two versions must not run side by side."""
+    workload = o.workload
+    if workload is None or workload.strategy.get("type") != "Recreate" or o.policy.rollout.allow_unavailable:
+        return None
+    if d.target is not None and not d.restart and can_be_live(o, d.target):
+        return None
+    return (
+        Reason.STRATEGY_FORBIDS,
+        f"Deployment {workload.name} has strategy Recreate: set spec.rollout.allowUnavailable or use RollingUpdate",
+    )
+
+
+BRAKES: tuple[Brake, ...] = (strategy_forbids, cooling_down, restarts_are_rationed, changes_exhausted)
+
+
+def held_back(o: Observation, d: Decision) -> tuple[Reason, str] | None:
+    """What keeps a change from being made now, and why in words; None: nothing."""
+    return next((held for brake in BRAKES if (held := brake(o, d)) is not None), None)
+
+
+def may_act(o: Observation, d: Decision) -> bool:
+    """Whether the decision is carried out now."""
+    return d.change and d.held_back is None and o.policy.mode is Mode.AUTO

@@ -1,0 +1,80 @@
+"""What the history says of a profile: what was tried, and what of that tells something about today."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
+
+from specdecode.api.v1alpha1 import HistoryEntry, Outcome
+from specdecode.model.loads import DAY
+from specdecode.model.tokens import moved
+from specdecode.policy.clock import seconds_of
+from specdecode.policy.decision import Reason
+from specdecode.policy.observation import Observation
+
+MAX_BACKOFF = 16
+"""A change that failed again and again is tried again after at most this many cool-downs."""
+LOAD_TURNED = 1.5
+"""Factor in load from which an earlier failure proves nothing."""
+HALF_AN_HOUR = 1800.0
+TRAFFIC_TURNED = 0.3
+"""Change of log(E - 1) from which the traffic is another."""
+NO_CAPACITY = "NoCapacity"
+"""Ending of a change whose canary found no node."""
+COMPARED = frozenset({"Slower", "TailWorse", "GainTooSmall", "NotSure"})
+"""Endings of changes whose canary could have been promoted for what it showed, and was not."""
+MEASURED = COMPARED | {"UnequalLoad", "TooFewRequests"}
+"""Endings (`rollout.ending`) of changes that failed for what was measured, not because the profile does not run."""
+
+
+def failures(history: Iterable[HistoryEntry]) -> int:
+    """How many of the last changes, newest first, did not succeed in a row."""
+    return sum(1 for _ in takewhile(lambda entry: entry.outcome is not Outcome.SUCCESSFUL, history))
+
+
+def lost_today(o: Observation, profile: str) -> int:
+    """How many canaries of a profile were compared in a row without success, whatever the load was then."""
+    return failures(
+        entry
+        for entry in o.history
+        if entry.target.profile == profile and entry.reason != Reason.RESTART_RESTORES
+        if entry.outcome is Outcome.SUCCESSFUL or entry.outcome_reason in COMPARED
+        if seconds_of(entry.finished_at) > o.now - DAY
+    )
+
+
+def backoff(o: Observation, profile: str) -> int:
+    """Factor on the cool-down: doubles with each of the last changes to a profile that did not succeed, as far as they
+    tell something about today."""
+    return int(min(2 ** failures(tries(o, profile)), MAX_BACKOFF))
+
+
+def tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
+    """The last changes to a profile, newest first, but for restarts, and those that were measured in another traffic or
+    at another load, beyond what it varies by in an hour: what lost then may win today. Where a pod can be given up for
+    a canary by now, those do not count that found no room."""
+    turned = moved(o.knowledge, profile) > TRAFFIC_TURNED
+    now = o.loads.at(o.now)
+    room = o.policy.rollout.allow_unavailable and o.estimates.carried_without_one(len(o.running(o.active)))
+    for entry in o.history:
+        if entry.target.profile != profile or entry.reason == Reason.RESTART_RESTORES:
+            continue
+        then = o.loads.around(seconds_of(entry.started_at), HALF_AN_HOUR)
+        elsewhere = now and then and not then[0] / LOAD_TURNED < now < then[1] * LOAD_TURNED
+        if (turned or elsewhere) and entry.outcome_reason in MEASURED:
+            continue
+        if room and entry.outcome_reason == NO_CAPACITY:
+            continue
+        yield entry
+
+
+def last_failed(o: Observation, profile: str) -> float:
+    """Unix seconds of the end of the last change to a profile that did not succeed, whatever the load was then."""
+    failed = (h for h in o.history if h.target.profile == profile and h.outcome is not Outcome.SUCCESSFUL)
+    return max((seconds_of(h.finished_at) for h in failed), default=-math.inf)
+
+
+def last_tried(o: Observation, profile: str) -> float:
+    """Unix seconds of the end of the last of `tries`; minus infinity where there is none."""
+    return next((seconds_of(h.finished_at) for h in tries(o, profile)), -math.inf)
