@@ -22,7 +22,6 @@ from specdecode.lab.lab import Lab
 
 HTTP_PROGRAM = Path(__file__).with_name("http_program.py")
 NAMESPACES = Resource("v1", "namespaces")
-SERVICE_ACCOUNTS = Resource("v1", "serviceaccounts")
 
 # What the tests' own images stand for: `test/http` is the program above, `test/shell` whatever the command says.
 TEST_IMAGES = {"test/http*": Image((sys.executable, "-S", str(HTTP_PROGRAM))), "test/shell*": Image(("/bin/sh",))}
@@ -46,11 +45,6 @@ async def lab() -> AsyncIterator[Lab]:
 async def namespace(lab: Lab) -> AsyncIterator[str]:
     """A fresh namespace, ready for pods; what runs in it ends with the test."""
     name = f"t-{uuid4().hex[:8]}"
-    await lab.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}])
-
-    async def default_account() -> object:
-        return await lab.kube.list(SERVICE_ACCOUNTS, name)
-
-    await lab.wait(f"the default service account of {name}", default_account)
+    await lab.make_namespaces(name)
     yield name
     await lab.kube.delete(NAMESPACES, name)

@@ -7,14 +7,13 @@ from typing import Any
 
 import aiohttp
 
-from specdecode.cluster.kube import Json, Resource
+from specdecode.cluster.kube import Json
 from specdecode.lab.endpoints import SERVICES
 from specdecode.lab.realnodes.network import Sockets
 from specdecode.sim.workload import Phase
 from support.scene import NAME, Scene, deployment
 from support.traffic import SUMMARIES, Traffic
 
-SERVICE_ACCOUNTS = Resource("v1", "serviceaccounts")
 GPU = "nvidia.com/gpu"
 
 
@@ -73,12 +72,7 @@ class RealScene(Scene):
 
     async def open(self) -> None:
         """Makes the namespace."""
-        await self.lab.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}}])
-
-        async def account() -> list[Json]:
-            return await self.kube.list(SERVICE_ACCOUNTS, self.namespace)
-
-        await self.lab.wait("the default service account, which every pod needs", account)
+        await self.lab.make_namespaces(self.namespace)
 
     async def serve(self, manifest: Json | None = None, kind: Phase = SUMMARIES) -> Traffic:
         """Starts a Deployment and its Service and, once kube-proxy knows them, its clients."""

@@ -13,12 +13,11 @@ from specdecode.lab import binaries, kubeconfig, probing
 from specdecode.lab.backoff import BackOff
 from specdecode.lab.container import Machine
 from specdecode.lab.controlplane import ControlPlane, User, loopback
-from specdecode.lab.eventually import eventually
 from specdecode.lab.images import DEFAULT_IMAGES, Image
 from specdecode.lab.lifeline import Lifeline
-from specdecode.lab.local_cluster import Json, LocalCluster
+from specdecode.lab.local_cluster import LocalCluster
 from specdecode.lab.node import Node, NodeSpec
-from specdecode.lab.pod import SERVICE_ACCOUNTS, service_account_token
+from specdecode.lab.pod import service_account_token
 from specdecode.lab.subnet import Subnet
 
 _NODE_ROLE = {
@@ -83,11 +82,8 @@ class Lab(LocalCluster):
         )
         node = Node(self._node, machine, subnet, self.folder / "pods")
         await node.register()
-        await eventually("the default service account, which every pod needs", self._default_account)
+        await self.ready_for_pods("default")
         stack.push_async_callback(_cancel, asyncio.create_task(node.run(), name=f"node {self._node.name}"))
-
-    async def _default_account(self) -> list[Json]:
-        return await self.kube.list(SERVICE_ACCOUNTS, "default")
 
     async def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
         """A kubeconfig that logs in as a service account, with a token of the TokenRequest API."""

@@ -13,6 +13,7 @@ from specdecode.cluster.kube import Kube
 from specdecode.lab import audit, manifests
 from specdecode.lab.controlplane import ADMIN, ControlPlane
 from specdecode.lab.eventually import eventually
+from specdecode.lab.pod import SERVICE_ACCOUNTS
 
 Json = dict[str, Any]
 
@@ -51,6 +52,19 @@ class LocalCluster(ABC):
         """Server-side apply of objects, or of the YAML in a file or folder; what others need goes first."""
         objects = manifests.load(source) if isinstance(source, Path) else source
         return await manifests.apply(self.kube, objects, namespace)
+
+    async def make_namespaces(self, *names: str) -> None:
+        """Makes them, and waits for what every pod in them needs: the default service account."""
+        await self.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in names])
+        await self.ready_for_pods(*names)
+
+    async def ready_for_pods(self, *names: str) -> None:
+        """Waits until namespaces have a default service account."""
+
+        async def accounts() -> bool:
+            return {a["metadata"]["namespace"] for a in await self.kube.list(SERVICE_ACCOUNTS)} >= set(names)
+
+        await eventually(f"the default service account of {', '.join(names)}, which every pod needs", accounts)
 
     def audit(self) -> list[audit.Write]:
         """All write requests so far, whoever made them."""

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
 import pytest_asyncio
 
-from specdecode.cluster.kube import Resource
 from specdecode.lab.lab import Lab
 from specdecode.sim.load import new_session
 from support.operators import Operator, account
 from support.scene import Scene
 from support.stories import AT_ONCE, Stage, namespace_of, play
 from support.view import View
-
-SERVICE_ACCOUNTS = Resource("v1", "serviceaccounts")
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -30,7 +27,7 @@ async def stage(
     sharing = [names[nodeid] for nodeid, test in tests.items() if not test.obj.own_operator]
     logs = tmp_path_factory.mktemp("operators")
     kubeconfig = await account(lab)
-    await _make_namespaces(lab, names)
+    await lab.make_namespaces(*names.values())
     async with AsyncExitStack() as stack:
         view = await stack.enter_async_context(View.open(lab.kube))
         session = await stack.enter_async_context(new_session())
@@ -53,16 +50,6 @@ async def stage(
             for task in (end, *stories.values()):
                 task.cancel()
             await asyncio.gather(end, *stories.values(), return_exceptions=True)
-
-
-async def _make_namespaces(lab: Lab, names: Mapping[str, str]) -> None:
-    await lab.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": n}} for n in names.values()])
-
-    async def accounts() -> bool:
-        found = {account["metadata"]["namespace"] for account in await lab.kube.list(SERVICE_ACCOUNTS)}
-        return found >= set(names.values())
-
-    await lab.wait("the default service accounts, which every pod needs", accounts)
 
 
 async def _stop_after(stories: Stage, operator: Operator) -> None:
