@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from specdecode.policy.decision import Reason
+from specdecode.policy.past import NO_CAPACITY
 from specdecode.sim.twin.agents import START, Look
 from specdecode.sim.twin.result import ALONE, OPERATOR, Result
 from specdecode.sim.twin.run import simulate
@@ -109,7 +110,9 @@ def judge(text: str, *, seed: int | None = None) -> Json:
         "changes": ours["canaries"],
         "rolls": ours["rolls"],
         "limit": scenario.policy.rollout.max_changes_per_day,
-        "most_changes_in_a_day": most_in_a_day([_seconds(c["time"]) for c in result.changes]),
+        "most_changes_in_a_day": most_in_a_day(
+            [_seconds(c["time"]) for c in result.changes if c["reason"] != NO_CAPACITY]
+        ),
         "exhausted": exhausted.times,
         "predictions": result.calibration["predictions"] if result.calibration else 0,
         "covered": result.calibration["covered"] if result.calibration else 0,

@@ -167,7 +167,7 @@ def compare(
         seconds, _whole(canaries, since), _whole(baseline, since), pods, None, 0, queued=(ours_grew, theirs_grew)
     )
     share = max(_share(found.asked, pods), 1 / UNEQUAL_LOAD)
-    correction += steepness * math.log(min(1.0, share / EVEN))
+    correction += steepness * math.log(share) if share < EVEN else 0.0
     ours, theirs = _changes(canaries, since), _changes(baseline, since)
     ratios = []
     length = seconds / BLOCKS
