@@ -370,10 +370,10 @@ def _growth_in_tokens(windows: list[Window]) -> float:
 def _wanted(windows: list[Window]) -> float:
     """See `Comparison.wanted`; as the load is reckoned for which a change is decided."""
     together = pods_together(windows)
-    if together is None or not together.output_length:
+    if together is None:
         return 0.0
-    served = together.generation_tokens_per_second or 0.0
-    return served + queued(windows, served / together.output_length) * together.output_length
+    served, length = together.generation_tokens_per_second or 0.0, together.output_length
+    return served + queued(windows, served / length) * length if length else served
 
 
 def _waiting(pods: tuple[Pod, ...], since: float) -> float:
