@@ -198,12 +198,16 @@ def queue_growth(window: Window) -> float:
     return (_waiting(last) - _waiting(first)) / (last.t - first.t)
 
 
-def queued(windows: Sequence[Window], ended: float) -> float:
-    """Requests per second that are asked for beyond those that are served, of which `ended` do in a second: those by
-    which queues grew, or those that wait, as if they were to be served within the window, up to as many again."""
+def queued(windows: Sequence[Window], together: Measurement) -> float:
+    """Requests per second that are asked of pods beyond those that they serve `together`: those by which queues grew,
+    or those that wait, as if they were to be served within the window, up to as many again. 0 where it is not known how
+    long answers are."""
+    served, length = together.generation_tokens_per_second, together.output_length
+    if not served or not length:
+        return 0.0
     growth = math.fsum(max(0.0, queue_growth(w)) for w in windows)
     backlog = math.fsum(_waiting(w.readings[-1]) / (w.readings[-1].t - w.readings[0].t) for w in windows)
-    return max(growth, min(backlog, ended))
+    return max(growth, min(backlog, served / length))
 
 
 def _waiting(reading: Reading) -> float:

@@ -207,10 +207,9 @@ def _offered(measured: Measurement | None, windows: list[Window]) -> OfferedLoad
     windows = [w for w in windows if isinstance(w.change, Change)]
     if not served or not windows or measured is None:
         return None
-    length = measured.output_length or 0.0
-    more = queued(windows, served / length) if length else 0.0
+    more = queued(windows, measured)
     return OfferedLoad(
-        (served + more * length) / len(windows),
+        (served + more * (measured.output_length or 0.0)) / len(windows),
         ((measured.prompt_tokens_per_second or 0.0) + more * (measured.prompt_length or 0.0)) / len(windows),
         context_of(measured),
         measured.prompt_length or 0.0,

@@ -1,116 +1,27 @@
-"""Canary against baseline, measured over the same minutes.
-
-The time since the canary is warm is cut into blocks; in each, the mean TPOT of the requests that finished on the
-canary is compared with that of the baseline pods. What both share (a burst, a slow hour) cancels in the ratio; how much
-the ratio still varies from block to block says how sure it is (Student's t over the blocks' log ratios).
-"""
+"""The verdict on a canary: promote it, take it back, or measure on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass
 from statistics import NormalDist
 
 from specdecode.api.v1alpha1 import Outcome, SpecDecodePolicySpec
 from specdecode.model.cost import Option
-from specdecode.model.estimate import Z90, Estimate, percent
-from specdecode.model.measure import Change, Measurement, measurement
-from specdecode.model.window import Window, pods_together, queue_growth, queued
+from specdecode.model.estimate import Z90, Estimate
 from specdecode.policy.observation import Pod
 from specdecode.policy.options import describe
+from specdecode.rollout.comparison import UNEQUAL_LOAD, Comparison, Figure
 from specdecode.rollout.ending import Ending
 from specdecode.vllm.effective import shown_positions, shows_drafts
 
-BLOCKS = 10
-"""Blocks that the time is cut into, fewer while there are fewer readings."""
-ENOUGH_BLOCKS = 4
-
-_T90 = {3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}
-"""Half width of a 90 % interval in standard errors, by degrees of freedom (Student's t)."""
-
-UNEQUAL_LOAD = 1.5
-"""Factor in load per pod between canary and baseline from which the one with less has it too easy to win."""
-EVEN = 0.9
-"""Share of the others' load from which a canary that has less of it does so by chance."""
 LULL = 0.5
 """Share of the load for which a change was decided below which its canary proves nothing: in a lull all drafts are
 fast. (Above it, nothing follows: a canary that is faster serves more to clients who wait for their answers.)"""
-FILLS = 1.3
-"""Factor by which the running requests on a canary grow from the middle third of the time to the last, beyond those on
-its baseline, from which it is still filling up: a fresh pod is fast until its batch is as large as it will be."""
-QUEUED = 2.0
-"""Factor in requests that wait, between baseline and canary, from which those of the baseline waited before."""
-TOLD = 0.005
-"""Correction for the load that is worth a word."""
 PLAIN = 0.25
 """What even the lower end of the gain must exceed the required one by to count as plain."""
 NO_WORSE = 0.05
 """A change that needs no gain may look this much slower before it counts as worse: the scatter of short analyses."""
-
-
-class Figure(StrEnum):
-    """What canary and baseline are compared by."""
-
-    TPOT = "TPOT"
-    TTFT = "TTFT"
-    REQUEST = "time per request"
-    """Whole requests: first token and all others, per token."""
-    STEPS = "tokens per step"
-    """Where steps cannot differ in what they take, the tokens that they give differ by less chance than TPOT."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What was measured so far."""
-
-    seconds: float
-    """Since the canary was warm."""
-    canary: Measurement | None
-    baseline: Measurement | None
-    pods: tuple[int, int]
-    """Canary and baseline pods."""
-    gain: Estimate | None
-    """How much faster the canary is, at the load after a promotion; None while the blocks do not tell."""
-    blocks: int
-    before_and_after: bool = False
-    """There was no baseline: the canary is compared with the time before the change."""
-    figure: Figure = Figure.TPOT
-    correction: float = 0.0
-    """What of the gain, as a log, is due to the load after a promotion and was not measured."""
-    fills: bool = False
-    """The canary's batch still grows."""
-    queued: tuple[float, float] = (0.0, 0.0)
-    """Output tokens per second of the requests by which the queues of canary and baseline grow; negative: those that
-    are worked off."""
-    wanted: float = 0.0
-    """Output tokens per second that users ask of all pods together, those that wait included; 0: not known."""
-    queue_of_before: bool = False
-    """Requests wait on the baseline that came before there was a canary."""
-
-    @property
-    def served(self) -> tuple[float, float]:
-        """Output tokens per second of canary and baseline; 0 where that was not measured."""
-        ours, theirs = (m.generation_tokens_per_second if m else None for m in (self.canary, self.baseline))
-        return ours or 0.0, theirs or 0.0
-
-    @property
-    def asked(self) -> tuple[float, float]:
-        """The same that users ask of them: the queue that grows included, without that which is worked off."""
-        (ours, theirs), (our_queue, their_queue) = self.served, self.queued
-        return max(0.0, ours + our_queue), max(0.0, theirs + their_queue)
-
-    @property
-    def shown(self) -> str:
-        """The gain in words."""
-        if self.gain is None:
-            return "too few blocks with finished requests"
-        of = "gain" if self.figure is Figure.TPOT else f"gain in {self.figure}"
-        text = f"{of} {percent(self.gain)}"
-        if abs(self.correction) < TOLD:
-            return text
-        return f"{text}, {math.expm1(self.correction) * 100:+.0f} % of it for the load that it would have"
 
 
 @dataclass(frozen=True)
@@ -143,53 +54,6 @@ def in_force(pod: Pod, option: Option | None) -> str | None:
     return None
 
 
-def compare(
-    canaries: tuple[Pod, ...],
-    baseline: tuple[Pod, ...],
-    since: float,
-    now: float,
-    before: float | None,
-    *,
-    figure: Figure = Figure.TPOT,
-    correction: float = 0.0,
-    steepness: float = 0.0,
-) -> Comparison:
-    """Compares the pods from `since` (Unix seconds) on; with `before`, the figure in seconds, without a baseline.
-
-    `correction` is added to the log of the ratio: what the model says of the load after a promotion, where a pod more
-    takes a part of it now. `steepness`: the power of the load by which TPOT grows, where a canary with less of it than
-    the others is not to win by that (traffic is not dealt out evenly everywhere).
-    """
-    seconds = max(0.0, now - since)
-    pods = len(canaries), len(baseline)
-    ours_grew, theirs_grew = (_growth_in_tokens(_measured(p, since)) for p in (canaries, baseline))
-    found = Comparison(
-        seconds, _whole(canaries, since), _whole(baseline, since), pods, None, 0, queued=(ours_grew, theirs_grew)
-    )
-    share = max(_share(found.asked, pods), 1 / UNEQUAL_LOAD)
-    correction += steepness * math.log(share) if share < EVEN else 0.0
-    ours, theirs = _changes(canaries, since), _changes(baseline, since)
-    ratios = []
-    length = seconds / BLOCKS
-    for i in range(BLOCKS if length > 0 else 0):
-        start, end = since + i * length, since + (i + 1) * length
-        canary = _of(figure, (c for t, c in ours if start < t <= end))
-        other = _of(figure, (c for t, c in theirs if start < t <= end)) if baseline else before
-        if canary and other:
-            ratios.append(math.log(other / canary) + correction)
-    return replace(
-        found,
-        gain=_gain(ratios),
-        blocks=len(ratios),
-        before_and_after=not baseline,
-        figure=figure,
-        correction=correction,
-        fills=_growth(canaries, since, now) > FILLS * max(1.0, _growth(baseline, since, now)),
-        wanted=_wanted(_measured((*canaries, *baseline), since)),
-        queue_of_before=_waiting(baseline, since) > max(FEW, QUEUED * _waiting(canaries, since)),
-    )
-
-
 def judge(
     c: Comparison,
     policy: SpecDecodePolicySpec,
@@ -212,9 +76,9 @@ def judge(
     if errors := _errors(c):
         return Verdict(Outcome.FAILED, Ending.REQUESTS_FAIL, errors, c.gain)
     enough = _enough_requests(c, rules.minimum_requests)
-    share = _share(c.asked, c.pods)
+    share = c.share_asked
     # What needs a gain must also have served as much: pods that work off a queue are slow for that.
-    easy = share if relief or required_gain <= 0 else min(share, _share(c.served, c.pods))
+    easy = share if relief or required_gain <= 0 else min(share, c.share_served)
     # So is the first token on them: the canary's requests never waited in that queue.
     unlike = c.queue_of_before and c.figure in (Figure.TTFT, Figure.REQUEST)
     lull = decided_at is not None and c.wanted < LULL * decided_at
@@ -274,67 +138,6 @@ def _at_the_least(gain: Estimate, lost: int) -> float:
     return math.expm1(math.log1p(gain.value) - wider * (math.log1p(gain.value) - math.log1p(gain.low)))
 
 
-def _changes(pods: Iterable[Pod], since: float) -> list[tuple[float, Change]]:
-    return [(r.t, r.change) for p in pods for r in p.window.since(since).readings[1:] if isinstance(r.change, Change)]
-
-
-def _growth(pods: Iterable[Pod], since: float, now: float) -> float:
-    """Requests running on the pods in the last third of the time over those in the middle third; 1 where there are too
-    few to tell. What waits is slow to start, not slow to run."""
-    third = (now - since) / 3
-    thirds: tuple[list[float], list[float]] = ([], [])
-    for reading in (r for p in pods for r in p.window.since(since + third).readings):
-        present = math.fsum(e.running or 0.0 for e in reading.page.engines)
-        thirds[reading.t > since + 2 * third].append(present)
-    middle, last = (math.fsum(t) / len(t) if t else 0.0 for t in thirds)
-    return last / middle if min(middle, last) >= FEW else 1.0
-
-
-FEW = 4.0
-"""Requests on a pod whose number is chance."""
-
-
-def _whole(pods: Iterable[Pod], since: float) -> Measurement | None:
-    changes = [c for p in pods if isinstance(c := p.window.since(since).change, Change)]
-    return measurement(changes) if changes else None
-
-
-def value_of(figure: Figure, m: Measurement) -> float | None:
-    """Seconds, or steps per token; None where it was not measured. Less is better."""
-    if figure is Figure.TPOT:
-        return m.tpot_seconds
-    if figure is Figure.STEPS:
-        return 1 / m.tokens_per_step if m.tokens_per_step else None
-    if figure is Figure.TTFT or m.ttft_seconds is None:
-        return m.ttft_seconds
-    return m.tpot_seconds + m.ttft_seconds / m.output_length if m.tpot_seconds and m.output_length else None
-
-
-def _of(figure: Figure, changes: Iterable[Change]) -> float | None:
-    """The figure over some changes. Before vLLM 0.11 TPOT has no metric: it is step time over tokens per step."""
-    parts = list(changes)
-    if not parts:
-        return None
-    m = measurement(parts)
-    value = value_of(figure, m)
-    if value is not None or figure is not Figure.TPOT:
-        return value
-    has_metric = all(p.figures.tpot is not None for p in parts)
-    if has_metric or m.step_seconds is None or not m.tokens_per_step:
-        return None
-    return m.step_seconds / m.tokens_per_step
-
-
-def _gain(ratios: list[float]) -> Estimate | None:
-    n = len(ratios)
-    if n < ENOUGH_BLOCKS:
-        return None
-    mean = math.fsum(ratios) / n
-    error = math.sqrt(math.fsum((r - mean) ** 2 for r in ratios) / (n - 1) / n)
-    half = _T90[n - 1] * error
-    return Estimate(math.expm1(mean), math.expm1(mean - half), math.expm1(mean + half))
-
-
 def _enough_requests(c: Comparison, minimum: int) -> bool:
     if c.canary is None or c.canary.finished < minimum:
         return False
@@ -354,39 +157,6 @@ def _errors(c: Comparison) -> str | None:
     if failed >= 3 and share > 2 * usual + 0.005:
         return f"{failed:.0f} requests failed on the canary ({share:.1%}; {usual:.1%} on the baseline)"
     return None
-
-
-def _measured(pods: Iterable[Pod], since: float) -> list[Window]:
-    return [w for p in pods if isinstance((w := p.window.since(since)).change, Change)]
-
-
-def _growth_in_tokens(windows: list[Window]) -> float:
-    """See `Comparison.queued`."""
-    together = pods_together(windows)
-    length = together.output_length if together else None
-    return math.fsum(queue_growth(w) for w in windows) * (length or 0.0)
-
-
-def _wanted(windows: list[Window]) -> float:
-    """See `Comparison.wanted`; as the load is reckoned for which a change is decided."""
-    together = pods_together(windows)
-    if together is None:
-        return 0.0
-    served, length = together.generation_tokens_per_second or 0.0, together.output_length
-    return served + queued(windows, served / length) * length if length else served
-
-
-def _waiting(pods: tuple[Pod, ...], since: float) -> float:
-    """Mean number of requests that wait on a pod."""
-    readings = [r for p in pods for r in p.window.since(since).readings]
-    waiting = math.fsum(e.waiting or 0.0 for r in readings for e in r.page.engines)
-    return waiting / len(readings) if readings else 0.0
-
-
-def _share(load: tuple[float, float], pods: tuple[int, int]) -> float:
-    """Load of a canary pod over that of a baseline pod; 1 where that cannot be told."""
-    ours, theirs = load
-    return (ours / pods[0]) / (theirs / pods[1]) if ours and theirs else 1.0
 
 
 def _slo_broken(c: Comparison, policy: SpecDecodePolicySpec) -> str | None:

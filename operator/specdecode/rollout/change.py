@@ -11,7 +11,8 @@ from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import Container, Menu, configuration, describe, fields_of, option_of
 from specdecode.policy.past import lost_today
-from specdecode.rollout.analysis import Figure, compare, in_force, judge, value_of
+from specdecode.rollout.analysis import in_force, judge
+from specdecode.rollout.comparison import Figure, compare, value_of
 from specdecode.rollout.ending import Ending
 from specdecode.rollout.patch import Desired, borrowed, rest_of_template
 

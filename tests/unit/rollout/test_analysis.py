@@ -16,17 +16,8 @@ from specdecode.model.histogram import Quantile
 from specdecode.model.measure import Measurement, Percentiles
 from specdecode.model.window import Window
 from specdecode.policy.observation import Pod
-from specdecode.rollout.analysis import (
-    BLOCKS,
-    ENOUGH_BLOCKS,
-    PLAIN,
-    Comparison,
-    Figure,
-    Verdict,
-    compare,
-    in_force,
-    judge,
-)
+from specdecode.rollout.analysis import PLAIN, Verdict, in_force, judge
+from specdecode.rollout.comparison import BLOCKS, ENOUGH_BLOCKS, Comparison, Figure, compare
 from specdecode.vllm.metrics import Page
 from support.world import NOW, menu, option, pod, spec, traffic
 
@@ -445,6 +436,19 @@ def test_a_queue_that_was_there_before_the_canary_is_told() -> None:
     assert compare((none,), (queue,), NOW - 60.0, NOW, None).queue_of_before
     assert not compare((queue,), (queue,), NOW - 60.0, NOW, None).queue_of_before
     assert not compare((none,), (none,), NOW - 60.0, NOW, None).queue_of_before
+
+
+def test_without_the_length_of_answers_the_load_is_what_is_served() -> None:
+    """Servers of some versions do not export it; their load is no lull."""
+    known = traffic()
+    unknown = Window(3600.0)
+    for r in known.readings:
+        unknown = unknown.add(
+            replace(r.page, engines=tuple(replace(e, output_length=None) for e in r.page.engines)), r.t
+        )
+    pods = [(pod("p", "new", None, w),) for w in (known, unknown)]
+    with_lengths, without = (compare(p, p, NOW - 60.0, NOW, None) for p in pods)
+    assert without.wanted == with_lengths.wanted > 0
 
 
 @pytest.mark.parametrize(

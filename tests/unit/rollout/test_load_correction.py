@@ -20,7 +20,8 @@ from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.estimating import LARGEST_CORRECTION, Evidence, estimate
 from specdecode.policy.observation import Observation, Pod
 from specdecode.policy.outlook import Array
-from specdecode.rollout.analysis import Figure, compare, judge, value_of
+from specdecode.rollout.analysis import judge
+from specdecode.rollout.comparison import Figure, compare, value_of
 from specdecode.rollout.ending import Ending
 from specdecode.rollout.phases import Step, advance
 from support.world import NOW, menu, observation, option, pod, rendered, spec, traffic, workload
