@@ -73,19 +73,20 @@ class Tokens:
 def moved(known: Mapping[str, Knowledge], profile: str) -> float:
     """By how much log(E - 1) of this profile may have changed since it was measured, as far as what runs shows.
 
-    That is what the profile that ran beside it has changed by; without one that drafts, what prompts of another length
-    suggest: requests of another kind.
+    That is what the profile that ran beside it has changed by, or what prompts of another length suggest, if that is
+    more: requests of another kind, of which one method may make as much as before, and another one may not.
     """
     drafts = known[profile].drafts if profile in known else None
     if drafts is None:
         return 0.0
+    other_kind = _other_kind(known, known[profile])
     if drafts.beside is None:
-        return _other_kind(known, known[profile])
+        return other_kind
     name, then = drafts.beside
     other = known[name].drafts if name in known else None
     if other is None or other.measured_at <= drafts.measured_at:
-        return _other_kind(known, known[profile])
-    return abs(other.extra - then)
+        return other_kind
+    return max(abs(other.extra - then), other_kind)
 
 
 def _other_kind(known: Mapping[str, Knowledge], measured: Knowledge) -> float:

@@ -34,8 +34,8 @@ def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
 
 
 def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
-    """The policy allows so many changes a day. What is tried in vain takes at most half of them, and the last one is
-    kept for switching off: what users feel must be answered whatever was tried before."""
+    """The policy allows so many changes a day. What is turned on to see whether it pays, in vain, takes at most half of
+    them, and the last one is kept for switching off: what users feel must be answered whatever was tried before."""
     limit = o.policy.rollout.max_changes_per_day
     # A canary that found no node changed nothing.
     today = [h for h in o.history if seconds_of(h.started_at) > o.now - DAY and h.outcome_reason != NO_CAPACITY]
@@ -46,7 +46,7 @@ def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
         return Reason.CHANGES_EXHAUSTED, said
     if turns_on and len(today) >= max(1, limit - 1):
         return Reason.CHANGES_EXHAUSTED, f"{said}, and the last is kept for switching off"
-    if d.reason in FINDING_OUT and len(in_vain) >= max(1, limit // 2):
+    if turns_on and d.reason in FINDING_OUT and len(in_vain) >= max(1, limit // 2):
         return Reason.CHANGES_EXHAUSTED, f"{len(in_vain)} of {said}, and half of them at most for what is tried in vain"
     return None
 

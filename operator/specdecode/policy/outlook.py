@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,12 +112,16 @@ def _duration(pays: NDArray[np.bool_], today: bool, seen: float) -> float:
 def worth_of_trying(gain: Estimate, least: float, lasts: float, cost: Cost, pods: int) -> float:
     """Seconds of work that a canary of something uncertain is expected to save.
 
-    Its expected improvement (E[max(gain - least, 0)] of a log-normal gain; Jones et al. 1998) over the seconds that
-    what it shows holds good, less what one pod of `pods` may lose while it is measured, and its restart and that back.
+    What is promoted has shown a gain of `least` or more, and gains all of it: E[gain; gain > least] of a log-normal
+    gain over the seconds that what the canary shows holds good (the value of information; with `least` at 0 the
+    expected improvement of Jones et al. 1998), less what one pod of `pods` is expected to lose while it is measured,
+    and its restart and that back.
     """
-    sd = max((math.log1p(gain.high) - math.log1p(gain.low)) / (2 * Z90), 1e-6)
-    mean = math.log1p(gain.value) - math.log1p(least)
-    z = mean / sd
-    improvement = sd * math.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) + mean * 0.5 * (1 + math.erf(z / math.sqrt(2)))
-    worsening = improvement - mean
-    return improvement * (lasts - cost.delay) - (worsening * cost.delay + 2 * cost.restart) / pods
+    belief = NormalDist(math.log1p(gain.value), max((math.log1p(gain.high) - math.log1p(gain.low)) / (2 * Z90), 1e-6))
+    won, lost = _above(belief, math.log1p(least)), _above(belief, 0.0) - belief.mean
+    return won * (lasts - cost.delay) - (lost * cost.delay + 2 * cost.restart) / pods
+
+
+def _above(belief: NormalDist, least: float) -> float:
+    """E[x; x > least] of a normal x."""
+    return belief.mean * (1 - belief.cdf(least)) + belief.variance * belief.pdf(least)
