@@ -122,11 +122,12 @@ def tokens(method: Method | None, drafts: Drafts | None, k: int, now: float, mov
     prior = _PRIORS.get(method, _OTHER)
     extra, match, variance = math.log(prior.accepted(k)), prior.match, prior.sd**2
     if drafts is not None:
-        fresh = math.exp(-max(0.0, now - drafts.measured_at) / MEMORY - moved / _MOVED)
+        alike = math.exp(-moved / _MOVED)
+        fresh = alike * math.exp(-max(0.0, now - drafts.measured_at) / MEMORY)
         seen = math.log(max(drafts.match * drafts.accepted(k), LEAST_EXTRA))
         if drafts.usual is not None:
-            # What it fades into is what is usual on this workload, as far as that is known.
-            own = drafts.usual_seconds / (drafts.usual_seconds + _FIRST)
+            # What it fades into is what is usual on this workload, as far as that is known, and traffic as it was.
+            own = alike * drafts.usual_seconds / (drafts.usual_seconds + _FIRST)
             extra += own * (drafts.usual + seen - drafts.extra - extra)
             variance += own * (max(drafts.usual_variance, _USUAL_SD**2) - variance)
         # Positions that were never drafted are a guess.

@@ -271,7 +271,8 @@ def worth_a_probe(o: Observation) -> Decision | None:
         rest = PROBE_EVERY * backoff(o, option.profile)
         if o.now - last_failed(o, option.profile) < PROBE_EVERY / 2 or o.now - last_tried(o, option.profile) < rest:
             continue
-        if not _admissible(o, option):
+        # While the pods fall behind, whatever is faster is a relief; what it is worth is not told by what is expected.
+        if not _admissible(o, option) and (not o.estimates.overloaded or _barred(o, option)):
             continue
         outlook = o.estimates.outlooks.get(option.profile)
         lasts = min(MEMORY, outlook.duration) if outlook else MEMORY

@@ -52,8 +52,8 @@ def backoff(o: Observation, profile: str) -> int:
 
 def tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
     """The last changes to a profile, newest first, but for restarts, and those that were measured in another traffic or
-    at another load, beyond what it varies by in an hour: what lost then may win today. Where a pod can be given up for
-    a canary by now, those do not count that found no room."""
+    at another load, beyond what it varies by in an hour: what lost then may win today, and what won tells no more.
+    Where a pod can be given up for a canary by now, those do not count that found no room."""
     turned = moved(o.knowledge, profile) > TRAFFIC_TURNED
     now = o.loads.at(o.now)
     room = o.policy.rollout.allow_unavailable and o.estimates.carried_without_one(len(o.running(o.active)))
@@ -62,8 +62,11 @@ def tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
             continue
         then = o.loads.around(seconds_of(entry.started_at), HALF_AN_HOUR)
         elsewhere = now and then and not then[0] / LOAD_TURNED < now < then[1] * LOAD_TURNED
-        if (turned or elsewhere) and entry.outcome_reason in MEASURED:
-            continue
+        if turned or elsewhere:
+            if entry.outcome is Outcome.SUCCESSFUL:
+                return
+            if entry.outcome_reason in MEASURED:
+                continue
         if room and entry.outcome_reason == NO_CAPACITY:
             continue
         yield entry

@@ -140,6 +140,21 @@ def test_while_nothing_is_drafted_prompts_of_another_length_tell_that_the_traffi
     assert abs(turned - prior) < 0.35 * abs(same - prior)
 
 
+def test_so_they_do_where_the_profile_that_runs_drafts_as_well_as_before() -> None:
+    """A draft model is accepted as often in another kind of traffic; n-gram may not be."""
+    same = noted(0.7, 0.7)
+    then, now = (replace(same[name], prompt_length=length) for name, length in (("ngram", 1000.0), ("draft", 250.0)))
+    assert moved({"ngram": then, "draft": now}, "ngram") == moved(of_length(1000.0, 250.0), "ngram") > 1.0
+
+
+def test_what_is_usual_on_one_kind_of_traffic_is_not_on_another() -> None:
+    usual = replace(drafts(5, 0.1, HOUR), usual=math.log(0.1), usual_seconds=10 * HOUR, usual_variance=0.1)
+    prior = tokens(Method.NGRAM, None, 5, NOW)
+    alike, other = (tokens(Method.NGRAM, usual, 5, NOW, change) for change in (0.0, 5.0))
+    assert other.per_step == pytest.approx(prior.per_step, rel=0.02)
+    assert alike.per_step < 1.2 < other.per_step
+
+
 @pytest.mark.parametrize(
     "known",
     [of_length(None, 200.0), of_length(60.0, None), of_length(60.0, 200.0, later=-HOUR)],

@@ -236,12 +236,13 @@ SURE, UNSURE = Reason.CHEAPER_PROFILE, Reason.WORTH_A_CANARY
         (UNSURE, "ngram", today(UNSURE, 4, Outcome.SUCCESSFUL), None),
         (UNSURE, "ngram", today(SURE, 4), None),
         (SURE, "ngram", today(UNSURE, 4), None),
+        (UNSURE, "disabled", today(UNSURE, 4), None),
     ],
 )
 def test_a_day_keeps_changes_for_what_users_feel(
     wanted: Reason, target: str, before: tuple[HistoryEntry, ...], says: str | None
 ) -> None:
-    """Half of them are for what may be in vain, and the last for switching off."""
+    """Half of them are for what may be turned on in vain, and the last for switching off."""
     o = observation(history=before)
     held = changes_exhausted(o, Decision(wanted, "", option(menu(spec()), target), change=True))
     assert (held is None) if says is None else (held is not None and says in held[1])
@@ -630,6 +631,31 @@ def test_when_the_traffic_has_turned_a_profile_that_was_just_tried_is_tried_agai
     o = expecting(-0.1, **UNLIKELY, history=(slower(A_WHILE_AGO),))
     d = decide(replace(o, knowledge={**o.knowledge, "ngram": ngram, "draft": other}))
     assert (d.reason is Reason.WORTH_A_PROBE) is again
+
+
+@pytest.mark.parametrize(("factor", "again"), [(1.0, False), (2.0, True)])
+def test_so_it_is_where_it_won_then_and_was_switched_off_since(factor: float, again: bool) -> None:
+    """A win in other traffic or at another load is no reason to wait, nor do the failures before it count any more."""
+    won = entry(ago=A_WHILE_AGO, outcome_reason=Ending.PROMOTED)
+    o = expecting(-0.1, **UNLIKELY, history=(entry(ago=1900.0, target="disabled"), won, slower(A_WHILE_AGO + 3600.0)))
+    now = o.loads.at(NOW)
+    assert now is not None
+    past = LoadHistory(int(NOW // BUCKET) - 60, (*[now / factor] * 60, now), BUCKET)
+    assert (decide(replace(o, loads=past)).reason is Reason.WORTH_A_PROBE) is again
+    assert backoff(replace(o, loads=past), "ngram") == 1
+
+
+@pytest.mark.parametrize(("headroom", "probed"), [(0.8, True), (1.3, False)])
+def test_while_pods_fall_behind_what_may_be_faster_is_tried_though_it_may_not_carry_the_load_either(
+    headroom: float, probed: bool
+) -> None:
+    """Nothing is lost then by a canary beside them."""
+    o = expecting(-0.1, **UNLIKELY)
+    here, there = o.estimates.running, o.estimates.predictions["ngram"]
+    assert here is not None
+    here, there = replace(here, headroom=headroom), replace(there, headroom=0.7)
+    full = unable(o, modelled=here, running=here, predictions={"disabled": here, "ngram": there})
+    assert (decide(full).reason is Reason.WORTH_A_PROBE) is probed
 
 
 @pytest.mark.parametrize(("ago", "again"), [(0.4, False), (0.6, True)])
