@@ -282,6 +282,7 @@ class HistoryEntry(ApiModel):
     outcome_reason: Annotated[str, Field(max_length=64)] = Field(description="One word for the outcome.")
     message: ShortText = Field("", description="How it ended, in a sentence.")
     gain: Interval | None = Field(None, description="Gain that the canary showed.")
+    give_up_one: bool = Field(False, description="A running pod was given up for the canary: no GPU was free.")
     started_at: Time = Field(description="When it began.")
     finished_at: Time = Field(description="When it ended.")
 

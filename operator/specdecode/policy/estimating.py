@@ -27,6 +27,7 @@ from specdecode.policy.learning import acceptance_of, context_of, held_against, 
 from specdecode.policy.observation import Estimates, Observation
 from specdecode.policy.options import Menu, option_of
 from specdecode.policy.outlook import Array, Cost, Outlook, outlook
+from specdecode.policy.past import one_is_given_up
 from specdecode.vllm.capabilities import capabilities
 from specdecode.vllm.speculation import Speculation
 from specdecode.vllm.unmanageable import Unmanageable
@@ -289,7 +290,7 @@ class _Here:
             predictions=predictions,
             modelled=self.predict(o.active, load) if load and o.active else None,
             outlooks={c.profile: out for c in candidates if (out := self.outlook(c)) is not None},
-            cost=_cost(o, max(1, self.pods)) if load else None,
+            cost=self.cost if load else None,
             bands={option.profile: model.band(option, load) for option in self.menu.options if option.speculation},
             load_corrections={c.profile: self.load_correction(c) for c in _corrected(o, self.menu, candidates)},
             steepness={c.profile: self.steepness(c) for c in _corrected(o, self.menu, candidates)},
@@ -360,7 +361,18 @@ class _Here:
         def gain_of(loads: Array) -> Array:
             return self.model.log_tpot(active, load, loads / pods) - self.model.log_tpot(option, load, loads / pods)
 
-        return outlook(self.loads, self.o.now, load.tokens_per_second * pods, gain_of, _cost(self.o, pods))
+        return outlook(self.loads, self.o.now, load.tokens_per_second * pods, gain_of, self.cost)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What a change costs."""
+        cost = _cost(self.o, max(1, self.pods))
+        active, load = self.o.active, self.load
+        if active is None or load is None or self.pods < 2 or not one_is_given_up(self.o):
+            return cost
+        asked = load.tokens_per_second * np.array([1.0, self.pods / (self.pods - 1)])
+        now, crowded = self.model.log_tpot(active, load, asked)
+        return replace(cost, crowding=max(0.0, float(crowded - now)) * cost.delay)
 
     def load_correction(self, option: Option) -> float:
         """Gain at the whole load, less the gain at what is left of it while there is one pod more: the canary is

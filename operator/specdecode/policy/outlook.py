@@ -45,6 +45,8 @@ class Cost:
     """Seconds of service that each pod loses: start-up and a cold prefix cache."""
     commitment: float
     """Seconds until the next change may be in force."""
+    crowding: float = 0.0
+    """Seconds of work that is lost while the other pods carry the load of one that is given up for the canary."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,9 @@ def outlook(history: LoadHistory, now: float, load: float, gain_of: GainOf, cost
     end = int(saved.argmax())
     return Outlook(
         duration=duration,
-        benefit=float(saved[end]) * BUCKET - cost.restart,
+        benefit=float(saved[end]) * BUCKET - cost.restart - cost.crowding,
         average=float(saved[end]) / max(float(weight[: bound + end].sum()), 1e-9),
-        payback=cost.delay + cost.restart / today if today > 0 else None,
+        payback=cost.delay + (cost.restart + cost.crowding) / today if today > 0 else None,
     )
 
 
@@ -115,11 +117,11 @@ def worth_of_trying(gain: Estimate, least: float, lasts: float, cost: Cost, pods
     What is promoted has shown a gain of `least` or more, and gains all of it: E[gain; gain > least] of a log-normal
     gain over the seconds that what the canary shows holds good (the value of information; with `least` at 0 the
     expected improvement of Jones et al. 1998), less what one pod of `pods` is expected to lose while it is measured,
-    and its restart and that back.
+    its restart and that back, and what the others lose that have its load.
     """
     belief = NormalDist(math.log1p(gain.value), max((math.log1p(gain.high) - math.log1p(gain.low)) / (2 * Z90), 1e-6))
     won, lost = _above(belief, math.log1p(least)), _above(belief, 0.0) - belief.mean
-    return won * (lasts - cost.delay) - (lost * cost.delay + 2 * cost.restart) / pods
+    return won * (lasts - cost.delay) - (lost * cost.delay + 2 * cost.restart) / pods - cost.crowding
 
 
 def _above(belief: NormalDist, least: float) -> float:

@@ -72,6 +72,13 @@ def tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
         yield entry
 
 
+def one_is_given_up(o: Observation) -> bool:
+    """Whether a canary has to take the place of another pod: that is allowed, and none had room beside them of late."""
+    last = next((entry for entry in o.history if not entry.live), None)
+    roomy = last is not None and not last.give_up_one and last.outcome_reason != NO_CAPACITY
+    return o.policy.rollout.allow_unavailable and not roomy
+
+
 def last_failed(o: Observation, profile: str) -> float:
     """Unix seconds of the end of the last change to a profile that did not succeed, whatever the load was then."""
     failed = (h for h in o.history if h.target.profile == profile and h.outcome is not Outcome.SUCCESSFUL)

@@ -155,6 +155,7 @@ class Change:
             outcome_reason=r.outcome_reason or Ending.SUPERSEDED,
             message=r.message,
             gain=r.gain,
+            give_up_one=r.give_up_one,
             started_at=r.started_at,
             finished_at=text_of(self.o.now),
         )

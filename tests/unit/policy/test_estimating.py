@@ -76,6 +76,22 @@ def candidate(o: Observation, model: Fixed, profile: str = "ngram") -> Option:
     return next(c for c in estimated.estimates.candidates if c.profile == profile)
 
 
+class Steep(Fixed):
+    """TPOT grows as the load does."""
+
+    def log_tpot(self, option: Option, load: OfferedLoad, tokens_per_second: Array) -> Array:
+        return np.log(tokens_per_second)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_pod_that_is_given_up_costs_what_the_others_are_slower_for_it(allowed: bool) -> None:
+    """Two of three pods carry half as much again."""
+    o = observation(spec(rollout={"allowUnavailable": allowed}))
+    cost = estimate(o, lambda _: Steep()).estimates.cost
+    assert cost is not None
+    assert cost.crowding == pytest.approx(math.log(3 / 2) * cost.delay if allowed else 0.0)
+
+
 def test_without_a_menu_nothing_is_estimated() -> None:
     o = replace(observation(), menu=None)
     assert estimate(o, Modeller()) is o

@@ -17,7 +17,7 @@ from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.gates import PROBE_EVERY, decide
 from specdecode.policy.observation import Observation, Problem
-from specdecode.policy.past import MEASURED, backoff, lost_today
+from specdecode.policy.past import MEASURED, backoff, lost_today, one_is_given_up
 from specdecode.rollout.ending import Ending
 from specdecode.vllm.speculation import BatchRange
 from support.world import NOW, menu, observation, option, pod, rendered, spec, traffic, workload
@@ -612,6 +612,25 @@ def test_while_pods_fall_behind_none_is_given_up_for_a_probe(give_up_one: bool, 
     rollout = full.policy.rollout.model_copy(update={"allow_unavailable": give_up_one})
     full = replace(full, policy=full.policy.model_copy(update={"rollout": rollout}))
     assert (decide(full).reason is Reason.WORTH_A_PROBE) is probed
+
+
+@pytest.mark.parametrize(
+    ("allowed", "history", "given_up"),
+    [
+        (False, (), False),
+        (True, (), True),
+        (True, (entry(),), False),
+        (True, (entry(give_up_one=True), entry(ago=3600.0)), True),
+        (True, (entry(Outcome.ERROR, outcome_reason=Ending.NO_CAPACITY),), True),
+        (True, (entry(live=True), entry(ago=3600.0, give_up_one=True)), True),
+    ],
+    ids=["forbidden", "not known", "there was room", "one was", "there was none", "a live change needs none"],
+)
+def test_whether_a_pod_will_be_given_up_is_told_by_the_last_change(
+    allowed: bool, history: tuple[HistoryEntry, ...], given_up: bool
+) -> None:
+    o = observation(spec(rollout={"allowUnavailable": allowed}), history=history)
+    assert one_is_given_up(o) is given_up
 
 
 A_WHILE_AGO = 0.75 * PROBE_EVERY

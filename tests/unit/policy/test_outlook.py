@@ -211,6 +211,14 @@ def test_what_is_promoted_brings_all_of_its_gain() -> None:
     assert worth_of_trying(unlikely, 0.05, 6 * HOUR, cost, 3) > 0 > worth_of_trying(unlikely, 0.05, 1 * HOUR, cost, 3)
 
 
+def test_what_the_others_lose_by_a_pod_that_is_given_up_is_no_less_for_many_pods() -> None:
+    crowded = Cost(COST.delay, COST.restart, COST.commitment, crowding=200.0)
+    for pods in (2, 100):
+        less = worth_of_trying(between(-0.4, 0.5), 0.05, 4 * HOUR, COST, pods)
+        assert worth_of_trying(between(-0.4, 0.5), 0.05, 4 * HOUR, crowded, pods) == pytest.approx(less - 200.0)
+    assert now_busy(buckets(5, BUSY), cost=crowded).benefit == now_busy(buckets(5, BUSY)).benefit - 200.0
+
+
 def test_the_less_sure_the_more_there_is_to_win() -> None:
     worths = [worth_of_trying(between(1 / f - 1, f - 1), 0.05, 4 * HOUR, COST, 3) for f in (1.02, 1.1, 1.3, 2.0)]
     assert worths == sorted(worths)
