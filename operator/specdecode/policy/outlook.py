@@ -1,13 +1,14 @@
 """Is a change worth it? What it brings over the time that it is bound to run, against what it costs.
 
-A change takes time before it helps (canary, analysis, one pod after the other), costs the restarts of the pods and
-their prefix caches, and binds the workload until the next change is allowed. So its gain now is not enough: the gain is
-added up over what the load is expected to be, for as long as the change is bound to run and then until it would best be
-taken back, as far ahead as there is history. How long loads like this last is taken from the workload's own history:
-the mean further duration of earlier stretches at which the change would have paid and that lasted at least as long as
-this one has; without such, as long as it has lasted so far (Lindy's law), at least `USUAL`. After it comes what
-yesterday brought at the same time of day, else what the history brings on average. Short bursts are thus left to the
-batch-size schedule inside the engine; shifts that last are answered with a roll.
+A change takes time before it helps (canary, analysis, one pod after the other), costs the restarts of the pods, their
+prefix caches, and what the others lose while one is given up for the canary, and binds the workload until the next
+change is allowed. So its gain now is not enough: the gain is added up over what the load is expected to be, for as
+long as the change is bound to run and then until it would best be taken back, as far ahead as there is history. How
+long loads like this last is taken from the workload's own history: the mean further duration of earlier stretches at
+which the change would have paid and that lasted at least as long as this one has; without such, as long as it has
+lasted so far (Lindy's law), at least `USUAL`. After it comes what yesterday brought at the same time of day, else what
+the history brings on average. Short bursts are thus left to the batch-size schedule inside the engine; shifts that
+last are answered with a roll.
 """
 
 from __future__ import annotations

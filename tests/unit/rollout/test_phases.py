@@ -328,10 +328,10 @@ def test_promoted_pods_are_verified_and_then_all_is_given_back() -> None:
     o = observation()
     assert o.workload is not None
     assert step.desired.strategy == o.workload.strategy
-    finishing = during(RolloutPhase.FINISHING, *new_pods(3), rollout={"outcome": Outcome.SUCCESSFUL})
-    step = advance(finishing, HOLD)
+    ended = {"outcome": Outcome.SUCCESSFUL, "give_up_one": True}
+    step = advance(during(RolloutPhase.FINISHING, *new_pods(3), rollout=ended), HOLD)
     assert step.rollout is None and step.finished is not None
-    assert step.finished.outcome is Outcome.SUCCESSFUL
+    assert step.finished.outcome is Outcome.SUCCESSFUL and step.finished.give_up_one
 
 
 def test_a_pod_that_does_not_answer_is_not_verified() -> None:
