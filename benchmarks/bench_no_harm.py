@@ -4,7 +4,8 @@ python benchmarks/bench_no_harm.py [--count N] [--first SEED] [--processes N] [-
 
 Interrupted (Ctrl-C), it counts the days that it has run. A day that was harmed is told as soon as it is known.
 
-The operator may cost what its canaries lost while they were measured, and `NOISE`: more is harm. Writes
+The operator may cost what its canaries lost while they were measured, and `NOISE`: more is harm, unless it served
+requests that alone would still wait at the end of the day. Writes
 benchmarks/results/no-harm.json, with the worst scenarios as YAML: saved in benchmarks/scenarios (where the acceptance
 table lies that some of them name), they run with `specdecode simulate`.
 """
@@ -33,11 +34,14 @@ from specdecode.sim.twin.agents import START, Look
 from specdecode.sim.twin.result import ALONE, OPERATOR, Result
 from specdecode.sim.twin.run import simulate
 from specdecode.sim.twin.scenario import Scenario, parse_scenario
+from specdecode.sim.twin.simulation import BUCKET
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "no-harm.json"
 NOISE = 0.005
 """Share of TPOT by which two runs of the same service differ by chance; `noise` in the results is what was seen."""
+MANY = 0.01
+"""Share of a day's requests that makes a difference where they wait at its end."""
 REPEATED = 20
 """Of so many scenarios the service left alone is run again with another seed, to see the noise."""
 WORST = 10
@@ -106,6 +110,7 @@ def judge(text: str, *, seed: int | None = None) -> Json:
         "probe_cost": round(cost, 5),
         "harm": round(slower - cost, 5),
         "waiting_at_end": {"operator": ours["waiting_at_end"], "alone": alone["waiting_at_end"]},
+        "requests": round(sum(row["requests_per_second"] for row in result.timeline) * BUCKET),
         "alone_tpot_ms": round(1e3 * alone["tpot_mean"], 2),
         "changes": ours["canaries"],
         "rolls": ours["rolls"],
@@ -123,6 +128,13 @@ def judge(text: str, *, seed: int | None = None) -> Json:
         ],
         "yaml": text,
     }
+
+
+def is_harmed(day: Json) -> bool:
+    """Whether users were worse off. Where the service alone leaves requests waiting that the operator has served, they
+    were not, though each token took longer at the larger batch that this takes."""
+    waiting = day["waiting_at_end"]
+    return day["harm"] > NOISE and waiting["alone"] - waiting["operator"] <= MANY * day["requests"]
 
 
 def most_in_a_day(times: Sequence[float]) -> int:
@@ -145,11 +157,13 @@ def noise(seed: int) -> float:
 def summary(judged: Sequence[Json], noises: Sequence[float]) -> Json:
     """What they say together."""
     slower = sorted(j["slower"] for j in judged)
+    harmed = [j for j in judged if is_harmed(j)]
     predictions = sum(j["predictions"] for j in judged)
     return {
         "scenarios": len(judged),
-        "harmed": sum(j["harm"] > NOISE for j in judged),
-        "worst_harm": max(j["harm"] for j in judged),
+        "harmed": len(harmed),
+        "worst_harm": max((j["harm"] for j in harmed), default=0.0),
+        "slower_but_fewer_wait": sum(j["harm"] > NOISE for j in judged) - len(harmed),
         "worst_slower": slower[-1],
         "median_faster": round(1 / (1 + statistics.median(slower)) - 1, 4),
         "faster_by_1_percent_or_more": sum(s < -0.01 for s in slower),
@@ -161,7 +175,7 @@ def summary(judged: Sequence[Json], noises: Sequence[float]) -> Json:
         "stopped_by_the_limit": sum(j["exhausted"]["changes"] > 0 for j in judged),
         "restarts_stopped_by_theirs": sum(j["exhausted"]["restarts"] > 0 for j in judged),
         "interval_coverage": round(sum(j["covered"] for j in judged) / predictions, 4) if predictions else None,
-        "worst": sorted(judged, key=lambda j: -j["harm"])[:WORST],
+        "worst": sorted(judged, key=lambda j: (not is_harmed(j), -j["harm"]))[:WORST],
     }
 
 
@@ -175,6 +189,7 @@ def lines(found: Json) -> Iterator[str]:
         f"{found['scenarios']} scenarios: {found['harmed']} harmed (slower by more than what the canaries cost and"
         f" {NOISE:.1%} of noise), worst {found['worst_harm']:+.2%}"
     )
+    yield f"{found['slower_but_fewer_wait']} more were slower, but left fewer requests waiting at the end"
     yield (
         f"faster by 1 % or more in {found['faster_by_1_percent_or_more']}, slower in"
         f" {found['slower_by_1_percent_or_more']}; median {found['median_faster']:+.1%}"
@@ -213,7 +228,7 @@ def main() -> None:
         with contextlib.suppress(KeyboardInterrupt):
             for day in progress.track(days, total=len(seeds), description="operator, alone"):
                 judged.append(day)
-                if day["harm"] > NOISE:
+                if is_harmed(day):
                     progress.console.print(f"{day['name']}: harmed by {day['harm']:.2%} after {len(judged)} days")
     if not judged:
         raise SystemExit("interrupted before the first day was over: nothing is written")

@@ -11,7 +11,7 @@ from specdecode.model.cost import Option
 from specdecode.model.estimate import Z90, Estimate
 from specdecode.policy.observation import Pod
 from specdecode.policy.options import describe
-from specdecode.rollout.comparison import UNEQUAL_LOAD, Comparison, Figure
+from specdecode.rollout.comparison import EVEN, UNEQUAL_LOAD, Comparison, Figure
 from specdecode.rollout.ending import Ending
 from specdecode.vllm.effective import shown_positions, shows_drafts
 
@@ -77,8 +77,10 @@ def judge(
         return Verdict(Outcome.FAILED, Ending.REQUESTS_FAIL, errors, c.gain)
     enough = _enough_requests(c, rules.minimum_requests)
     share = c.share_asked
-    # What needs a gain must also have served as much: pods that work off a queue are slow for that.
-    easy = share if relief or required_gain <= 0 else min(share, c.share_served)
+    # It must also have served as much, unless it makes room: pods that work off a queue are slow for that, at the
+    # largest batch that there is, where the canary would be too before long.
+    easy = share if relief else min(share, c.share_served)
+    even = EVEN if c.queue_of_before and not relief else 1 / UNEQUAL_LOAD
     # So is the first token on them: the canary's requests never waited in that queue.
     unlike = c.queue_of_before and c.figure in (Figure.TTFT, Figure.REQUEST)
     lull = decided_at is not None and c.wanted < LULL * decided_at
@@ -86,11 +88,7 @@ def judge(
         if c.gain.high < min(0.0, required_gain - NO_WORSE) and share <= UNEQUAL_LOAD:
             return Verdict(Outcome.FAILED, Ending.SLOWER, f"{how}the canary is slower: {c.shown}", c.gain)
         plain = c.gain.low > required_gain + PLAIN
-        if (
-            c.seconds >= rules.duration * (0.5 if plain else 1.0)
-            and easy >= 1 / UNEQUAL_LOAD
-            and not (lull or c.fills or unlike)
-        ):
+        if c.seconds >= rules.duration * (0.5 if plain else 1.0) and easy >= even and not (lull or c.fills or unlike):
             if broken := _slo_broken(c, policy) or (protect_tail and _tail_worse(c)):
                 return Verdict(Outcome.FAILED, Ending.TAIL_WORSE, f"{how}{broken}", c.gain)
             floor = 0.0 if required_gain > 0 else -NO_WORSE
@@ -109,7 +107,7 @@ def judge(
             f"fewer than {rules.minimum_requests} requests finished on the canary or on its baseline",
             c.gain,
         )
-    if easy < 1 / UNEQUAL_LOAD or share > UNEQUAL_LOAD:
+    if easy < even or share > UNEQUAL_LOAD:
         return Verdict(Outcome.INCONCLUSIVE, Ending.UNEQUAL_LOAD, "canary and baseline got unequal load", c.gain)
     if unlike:
         return Verdict(

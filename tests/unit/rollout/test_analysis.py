@@ -358,16 +358,34 @@ def test_what_lost_before_must_show_more_each_time(low: float, lost: int, promot
     assert promoted or f"after {lost} that did not prove it today" in found.message
 
 
-def test_what_needs_no_gain_only_has_to_take_what_comes() -> None:
-    """The others serve more, for they work off a queue: speculation is switched off all the same; and so it is with
-    what has more room than what falls behind."""
+@pytest.mark.parametrize("required", [0.0, REQUIRED])
+def test_what_serves_less_than_pods_that_work_off_a_queue_proves_nothing(required: float) -> None:
+    """Unless it has more room than they have: then it has to take what comes, no more."""
     busy = comparison(canary=measured(generation_tokens_per_second=600.0), queued=(0.0, -800.0))
-    for required, relief in ((0.0, False), (REQUIRED, True)):
-        found = judge(busy, POLICY, required, protect_tail=False, relief=relief)
-        assert found is not None and found.outcome is Outcome.SUCCESSFUL
-    assert verdict(busy) is None
+    assert judge(busy, POLICY, required, protect_tail=False) is None
+    found = judge(busy, POLICY, required, protect_tail=False, relief=True)
+    assert found is not None and found.outcome is Outcome.SUCCESSFUL
     idle = replace(busy, queued=(0.0, 0.0))
-    assert verdict(idle, required=0.0) is None, "few come to it"
+    assert judge(idle, POLICY, required, protect_tail=False, relief=True) is None, "few come to it"
+
+
+@pytest.mark.parametrize(
+    ("serves", "waits", "seconds", "outcome"),
+    [
+        (800.0, False, DURATION, Outcome.SUCCESSFUL),
+        (800.0, True, DURATION, None),
+        (800.0, True, 2 * DURATION, Outcome.INCONCLUSIVE),
+        (950.0, True, DURATION, Outcome.SUCCESSFUL),
+    ],
+    ids=["nobody waits", "requests wait", "for too long", "it serves as much"],
+)
+def test_beside_pods_with_a_queue_a_canary_must_serve_as_much_as_they_do(
+    serves: float, waits: bool, seconds: float, outcome: Outcome | None
+) -> None:
+    """They run at the largest batch that there is, and it would too before long."""
+    canary = measured(generation_tokens_per_second=serves)
+    found = verdict(comparison(canary=canary, seconds=seconds, queue_of_before=waits))
+    assert (found.outcome if found else None) is outcome
 
 
 def test_a_queue_that_grows_is_no_lull() -> None:
