@@ -1,7 +1,7 @@
 # `make help` lists what there is. The two that matter: `make demo` and `make test`; both set up what they need.
 
 PYTHON ?= python3
-VLLM ?= sim
+VLLM ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 export UV_LINK_MODE ?= copy
@@ -14,7 +14,7 @@ help: ## Show this help
 	@awk -F ':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ##@ Use
-demo: setup controlplane ## Run the main job: a real control plane, simulated vLLM (VLLM=auto: real vLLM where it can run)
+demo: setup controlplane ## Run the main job: a real control plane, real vLLM where it can run (VLLM=sim: simulated)
 	$(BIN)/specdecode demo --output demo-output --vllm $(VLLM)
 
 ##@ Set up

@@ -78,15 +78,24 @@ def _cast(vllm: Vllm, console: Console) -> Cast:
     problem = installation.obstacle()
     if vllm is Vllm.SIM or (vllm is Vllm.AUTO and problem):
         why = f"real vLLM cannot run here: {problem}" if vllm is Vllm.AUTO else "as asked for"
-        console.print(f"vLLM is simulated ({why})", soft_wrap=True)
-        return SimulatedCast()
+        return _simulated(why, console)
     from specdecode.lab.realvllm.cast import RealCast  # the operator's image has no `openai`
 
-    for step in installation.install():
-        console.print(f"[dim]installing real vLLM: {step.title}[/dim]", soft_wrap=True)
+    try:
+        for step in installation.install():
+            console.print(f"[dim]installing real vLLM: {step.title}[/dim]", soft_wrap=True)
+    except LabError as e:
+        if vllm is Vllm.REAL:
+            raise
+        return _simulated(f"real vLLM could not be installed: {e}", console)
     why = "as asked for" if vllm is Vllm.REAL else "this machine can; `make demo VLLM=sim` simulates it"
     console.print(f"vLLM {installation.VERSION} is real, on this processor ({why})", soft_wrap=True)
     return RealCast(installation.find())
+
+
+def _simulated(why: str, console: Console) -> Cast:
+    console.print(f"vLLM is simulated ({why})", soft_wrap=True, markup=False)
+    return SimulatedCast()
 
 
 async def _shown(run: Run, repository: Path, console: Console) -> None:
