@@ -59,14 +59,30 @@ def test_a_canary_costs_what_it_lost_for_the_requests_that_it_served(bench: Modu
     assert bench.probe_cost(result, scenario) == pytest.approx(500 / 6000 / 4 * 0.25)
 
 
-def test_the_summary_tells_harm_from_what_canaries_cost(bench: ModuleType) -> None:
-    def judged(name: str, slower: float, cost: float) -> dict[str, object]:
-        return {
-            "name": name, "slower": slower, "probe_cost": cost, "harm": slower - cost, "changes": 2, "limit": 6,
-            "most_changes_in_a_day": 2, "exhausted": {"changes": 0, "restarts": 0}, "predictions": 10, "covered": 9,
-        }  # fmt: skip
+def judged(name: str, slower: float, cost: float, waiting: tuple[int, int] = (0, 0)) -> dict[str, object]:
+    """A day of 10,000 requests, of which so many wait at its end with the operator, and with the service alone."""
+    return {
+        "name": name, "slower": slower, "probe_cost": cost, "harm": slower - cost, "changes": 2, "limit": 6,
+        "waiting_at_end": {"operator": waiting[0], "alone": waiting[1]}, "requests": 10_000,
+        "most_changes_in_a_day": 2, "exhausted": {"changes": 0, "restarts": 0}, "predictions": 10, "covered": 9,
+    }  # fmt: skip
 
+
+def test_the_summary_tells_harm_from_what_canaries_cost(bench: ModuleType) -> None:
     found = bench.summary([judged("probed", 0.02, 0.018), judged("harmed", 0.02, 0.001), judged("won", -0.2, 0.0)], [])
     assert (found["scenarios"], found["harmed"], found["worst"][0]["name"]) == (3, 1, "harmed")
     assert (found["slower_by_1_percent_or_more"], found["faster_by_1_percent_or_more"]) == (2, 1)
     assert found["interval_coverage"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("operator", "alone", "harmed"),
+    [(0, 0, True), (500, 500, True), (500, 599, True), (500, 700, False), (700, 500, True)],
+    ids=["nobody waits", "as many", "hardly fewer", "fewer", "more"],
+)
+def test_who_serves_those_that_would_still_wait_is_no_worse_for_slower_tokens(
+    bench: ModuleType, operator: int, alone: int, harmed: bool
+) -> None:
+    found = bench.summary([judged("full", 0.2, 0.0, (operator, alone))], [])
+    assert (found["harmed"], found["slower_but_fewer_wait"]) == ((1, 0) if harmed else (0, 1))
+    assert found["worst_harm"] == pytest.approx(0.2 if harmed else 0.0)
