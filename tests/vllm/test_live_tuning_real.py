@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -70,12 +71,15 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tupl
 
 @pytest.fixture(autouse=True)
 def wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The decision for the other schedule, once: that a change is right is not what is tested here."""
+    """The decision for the other schedule, once, and for no other change before: that a change is right is not what is
+    tested here."""
 
     def decided(o: Observation) -> Decision:
         d = decide(o)
-        if o.history or o.rollout or not o.estimates.load or len(o.pods[0].window.readings) < 8:
+        if o.history or o.rollout:
             return d
+        if not o.estimates.load or len(o.pods[0].window.readings) < 8:
+            return replace(d, change=False)
         return Decision(Reason.BETTER_THRESHOLD, "it pays", BETTER, change=True, required_gain=0.05)
 
     monkeypatch.setattr(loop_module, "decide", decided)
