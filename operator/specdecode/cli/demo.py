@@ -57,7 +57,7 @@ def demo(
         run = Run(_cast(vllm, console))
         asyncio.run(_shown(run, repository, console))
     except LabError as e:
-        console.print(f"specdecode demo: {e}", style="red")
+        console.print(f"specdecode demo: {e}", style="red", markup=False)
         raise typer.Exit(1) from e
     verdict = judge(run)
     output.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,8 @@ def _cast(vllm: Vllm, console: Console) -> Cast:
     except LabError as e:
         if vllm is Vllm.REAL:
             raise
-        return _simulated(f"real vLLM could not be installed: {e}", console)
+        console.print(str(e), soft_wrap=True, markup=False)
+        return _simulated("real vLLM could not be installed, see above", console)
     why = "as asked for" if vllm is Vllm.REAL else "this machine can; `make demo VLLM=sim` simulates it"
     console.print(f"vLLM {installation.VERSION} is real, on this processor ({why})", soft_wrap=True)
     return RealCast(installation.find())

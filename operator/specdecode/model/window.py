@@ -193,7 +193,9 @@ def pods_together(windows: Iterable[Window]) -> Measurement | None:
 
 
 def queue_growth(window: Window) -> float:
-    """Requests per second by which a pod's queue grew over a window of two readings or more."""
+    """Requests per second by which a pod's queue grew; 0 over a window that tells no change."""
+    if not isinstance(window.change, Change):
+        return 0.0
     first, last = window.readings[0], window.readings[-1]
     return (_waiting(last) - _waiting(first)) / (last.t - first.t)
 
@@ -206,7 +208,8 @@ def queued(windows: Sequence[Window], together: Measurement) -> float:
     if not served or not length:
         return 0.0
     growth = math.fsum(max(0.0, queue_growth(w)) for w in windows)
-    backlog = math.fsum(_waiting(w.readings[-1]) / (w.readings[-1].t - w.readings[0].t) for w in windows)
+    measured = (w.readings for w in windows if isinstance(w.change, Change))
+    backlog = math.fsum(_waiting(readings[-1]) / (readings[-1].t - readings[0].t) for readings in measured)
     return max(growth, min(backlog, served / length))
 
 

@@ -271,8 +271,9 @@ def worth_a_probe(o: Observation) -> Decision | None:
         rest = PROBE_EVERY * backoff(o, option.profile)
         if o.now - last_failed(o, option.profile) < PROBE_EVERY / 2 or o.now - last_tried(o, option.profile) < rest:
             continue
-        # While the pods fall behind, whatever is faster is a relief; what it is worth is not told by what is expected.
-        if not _admissible(o, option) and (not o.estimates.overloaded or _barred(o, option)):
+        # While the pods fall behind, a canary of what is not expected to carry the load either does no harm.
+        saturated = o.estimates.predictions[option.profile].saturated
+        if _barred(o, option) or (saturated and not o.estimates.overloaded):
             continue
         outlook = o.estimates.outlooks.get(option.profile)
         lasts = min(MEMORY, outlook.duration) if outlook else MEMORY

@@ -131,15 +131,16 @@ def compare(
     the others is not to win by that (traffic is not dealt out evenly everywhere).
     """
     ours, theirs = ([p.window.since(since) for p in pods] for pods in (canaries, baseline))
+    measured, others = pods_together(ours), pods_together(theirs)
     found = Comparison(
         seconds=max(0.0, now - since),
-        canary=pods_together(ours),
-        baseline=pods_together(theirs),
+        canary=measured,
+        baseline=others,
         pods=(len(canaries), len(baseline)),
         before_and_after=not baseline,
         figure=figure,
         fills=_growth(ours, since, now) > FILLS * max(1.0, _growth(theirs, since, now)),
-        queued=(_queued(ours), _queued(theirs)),
+        queued=(_queued(ours, measured), _queued(theirs, others)),
         wanted=_wanted([*ours, *theirs]),
         queue_of_before=_waiting(theirs) > max(FEW, QUEUED * _waiting(ours)),
     )
@@ -169,26 +170,19 @@ def _growth(windows: Iterable[Window], since: float, now: float) -> float:
     return last / middle if min(middle, last) >= FEW else 1.0
 
 
-def _queued(windows: Iterable[Window]) -> float:
+def _queued(windows: Iterable[Window], together: Measurement | None) -> float:
     """See `Comparison.queued`."""
-    windows = _of_two_readings(windows)
-    together = pods_together(windows)
     length = together.output_length if together else None
     return math.fsum(queue_growth(w) for w in windows) * (length or 0.0)
 
 
-def _wanted(windows: Iterable[Window]) -> float:
+def _wanted(windows: list[Window]) -> float:
     """See `Comparison.wanted`; as the load is reckoned for which a change is decided."""
-    windows = _of_two_readings(windows)
     together = pods_together(windows)
     if together is None:
         return 0.0
     more = queued(windows, together) * (together.output_length or 0.0)
     return (together.generation_tokens_per_second or 0.0) + more
-
-
-def _of_two_readings(windows: Iterable[Window]) -> list[Window]:
-    return [w for w in windows if isinstance(w.change, Change)]
 
 
 def _waiting(windows: Iterable[Window]) -> float:
