@@ -42,9 +42,8 @@ class LoadHistory:
         known = 0 <= i < len(self.tokens_per_second) and self.tokens_per_second[i] >= 0
         return self.tokens_per_second[i] if known else None
 
-    def around(self, t: float, within: float) -> tuple[float, float] | None:
-        """Least and most tokens per second of the buckets so many seconds before and after a time; None where none was
-        measured."""
-        first, last = (int((t + d) // BUCKET) - self.first for d in (-within, within))
+    def between(self, start: float, end: float) -> tuple[float, float] | None:
+        """Least and most tokens per second of the buckets from one time to another; None where none was measured."""
+        first, last = (int(t // BUCKET) - self.first for t in (start, end))
         known = [load for load in self.tokens_per_second[max(0, first) : max(0, last + 1)] if load >= 0]
         return (min(known), max(known)) if known else None

@@ -8,7 +8,8 @@ process over log B and log drafted tokens, half of it common to all options, hal
 a family it is small, where they do not (long contexts, unknown kernels) it follows the data, and away from the data its
 interval opens. Families and amplitudes of the residual are weighted by their evidence (Bayesian model averaging), m, D
 and the residual are solved for within each (Gaussian process regression with the linear terms in the kernel:
-Rasmussen & Williams, "Gaussian Processes for Machine Learning", 2.7).
+Rasmussen & Williams, "Gaussian Processes for Machine Learning", 2.7). log T is linear in log D only near one D: where
+the steps show one far from the prior's, all is solved for once more around that (Gauss-Newton).
 
 The CUDA-graph capture limit is a cliff, and is not smoothed: a step of more verified tokens is launched kernel by
 kernel, never quicker than the CPU can launch it, and the residuals of the two sides are hardly related.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -48,11 +49,17 @@ _JUMP, _JUMP_DRAFTING = 0.025, 0.05
 of a short length scale."""
 _JUMP_LENGTH = 0.2
 """Its length scale in log B and in log drafted tokens."""
+_DRIFT = 0.15
+"""By how much D changes over the batch sizes beyond what its prior says, as a log: a drafter of its own kernels."""
 _AGEING = 0.04
 """What it grows by a day: drivers, prompts and neighbours change."""
 _KEPT = 64
 """(family, amplitude) pairs that predictions are made with."""
 _MOST_OVERHEAD = 0.8
+_MISFIT, _PROMPTS_MISFIT = 0.1, 0.5
+"""Standard deviations of a step, and of what prompts take of it, as shares, where D is told from what is left."""
+_ELSEWHERE = 0.2
+"""Change of log D from which what was linear around the old one is not."""
 
 _ITERATION = {Method.NGRAM: 0.0, Method.DRAFT_MODEL: 0.0035, Method.SUFFIX: 0.0}
 _ITERATION_OTHER = 0.0008
@@ -131,26 +138,54 @@ class StepModel:
         self._methods = dict(methods)
         self._groups = {name: float(i) for i, name in enumerate(sorted(n for n, m in methods.items() if m is not None))}
         self._prior_sd = np.array([_LOG_M[1], *np.ones(2 * len(self._groups))])
+        self._log_overhead = np.zeros(2 * len(self._groups))
         times = [(name, t) for name, k in sorted(known.items()) if name in methods for t in k.step_times]
-        self._seen = Points.joined([self.points("", 0, *np.empty((3, 0))), *self._points(times)])
         figures = np.array([(t.seconds, t.prompt_tokens, t.prompt_length, t.measured_at) for _, t in times])
         seconds, prompt, length, measured_at = figures.reshape(-1, 4).T
         age = np.maximum(0.0, now - measured_at) / 86_400.0
-        self._fit(seconds, prompt, length, _NOISE**2 + (_AGEING * age) ** 2)
+        seen = seconds, prompt, length, _NOISE**2 + (_AGEING * age) ** 2
+        self._fit(times, *seen)
+        # log(m G + D) is a straight line in log D only near where it was drawn: once more, around the D that was seen.
+        shown = self._overhead_shown(seconds, prompt, length)
+        if (np.abs(shown) > _ELSEWHERE).any():
+            self._log_overhead = shown
+            self._fit(times, *seen)
 
     def points(self, profile: str, k: int, tokens: Array, batch: Array, context: Array) -> Points:
         """The points of a profile at one K; the empty name is the engine without speculation."""
         method = self._methods.get(profile)
         group = self._groups.get(profile, -1.0)
-        names = (2 * group + (0.0 if k else 1.0), group) if method is not None else (-1.0, -1.0)
-        return Points.of(method, k, tokens, batch, context, names, self._limit)
+        if method is None:
+            return Points.of(None, k, tokens, batch, context, (-1.0, -1.0), self._limit)
+        latent = 2 * group + (0.0 if k else 1.0)
+        points = Points.of(method, k, tokens, batch, context, (latent, group), self._limit)
+        return replace(points, overhead=points.overhead * math.exp(self._log_overhead[int(latent)]))
 
     def _points(self, times: Iterable[tuple[str, StepTime]]) -> Iterator[Points]:
         """Of steps in the order of their profiles and K."""
         for (name, k), steps in groupby(times, key=lambda step: (step[0], step[1].k)):
             yield self.points(name, k, *np.array([(t.tokens, t.batch_size, t.context) for _, t in steps]).T)
 
-    def _fit(self, seconds: Array, prompt: Array, length: Array, noise: Array) -> None:
+    def _overhead_shown(self, seconds: Array, prompt: Array, length: Array) -> Array:
+        """log of each D over its prior's median: what the steps take beyond the target's forward pass, shrunk towards
+        the prior as far as that is a small part of them."""
+        seen, shown = self._seen, np.zeros_like(self._log_overhead)
+        m, of_prompts = np.exp(self._log_m)[:, None], prompt * self._families.per_prompt_token(seen.tokens, length)
+        prompts = self._weights @ (m * of_prompts)
+        decode = self._weights @ (m * self._families.relative(seen.tokens, seen.batch, seen.context))
+        beyond = np.maximum(seconds - decode - prompts, 0.1 * seen.overhead)
+        for latent in np.unique(seen.latent[(seen.latent >= 0) & (seen.eager == 0)]).astype(int):
+            rows = np.nonzero((seen.latent == latent) & (seen.eager == 0))[0]
+            precision = (beyond[rows] / np.hypot(_MISFIT * seconds[rows], _PROMPTS_MISFIT * prompts[rows])) ** 2
+            ratio = precision @ np.log(beyond[rows] / seen.overhead[rows]) / precision.sum()
+            trust = precision.mean()
+            shown[latent] = ratio * trust / (trust + 1 / seen.overhead_sd[rows[0]] ** 2)
+        return shown
+
+    def _fit(
+        self, times: Sequence[tuple[str, StepTime]], seconds: Array, prompt: Array, length: Array, noise: Array
+    ) -> None:
+        self._seen = Points.joined([self.points("", 0, *np.empty((3, 0))), *self._points(times)])
         seen, every = self._seen, families()
         if not (length * prompt > 0).any():
             every = every.take(np.nonzero(every.hiding == 0)[0])
@@ -169,7 +204,8 @@ class StepModel:
         residual = (np.log(seconds) if count else np.empty(0)) - centred
         self._design = self._linear(seen, share, seen.overhead_sd * share)
         linear = (self._design * self._prior_sd**2) @ self._design.T
-        smooth, rough = self._kernels(seen, seen)
+        self._share = share
+        smooth, rough = self._kernels(seen, seen, share, share)
         # What white noise is made of, for every amplitude at once: the simultaneous diagonal form of both matrices.
         factor = np.linalg.cholesky(linear + rough + np.diag(noise + 1e-9))
         whitened = np.linalg.inv(factor)
@@ -209,7 +245,7 @@ class StepModel:
         return np.log(seconds)
 
     @staticmethod
-    def _kernels(a: Points, b: Points) -> tuple[Array, Array]:
+    def _kernels(a: Points, b: Points, share_a: Array, share_b: Array) -> tuple[Array, Array]:
         """Covariance of the residuals of two sets of points: the smooth part, of amplitude 1, and the rest."""
         apart = (np.log(a.batch)[:, None] - np.log(b.batch)) ** 2
         drafted = (np.log(a.tokens / a.batch)[:, None] - np.log(b.tokens / b.batch)) ** 2
@@ -218,7 +254,8 @@ class StepModel:
         smooth = near * np.where(same, 1.0, _COMMON) * np.where(a.eager[:, None] == b.eager, 1.0, _ACROSS)
         launch = _LAUNCH_SD**2 * np.exp(-apart / (8 * _LENGTH_BATCH**2)) * a.eager[:, None] * b.eager
         jumps = np.exp(-0.5 * (apart + drafted) / _JUMP_LENGTH**2) * same * _jump(a)[:, None] * _jump(b)
-        return smooth, launch + jumps
+        drift = _DRIFT**2 * np.exp(-0.5 * apart / _LENGTH_BATCH**2) * same * share_a[:, None] * share_b
+        return smooth, launch + jumps + drift
 
     def prompt_seconds(self, tokens: Array, length: float) -> tuple[Array, Array]:
         """Seconds that a prompt token adds to a step that verifies so many tokens, in prompts of `length` tokens, and
@@ -238,7 +275,7 @@ class StepModel:
         mean = centre + (1 - share) * (_LOG_M[0] - self._log_m[:, None])
         design = self._linear(points, share, points.overhead_sd * share)
         linear = (design * self._prior_sd**2) @ self._design.T
-        smooth, rough = self._kernels(points, self._seen)
+        smooth, rough = self._kernels(points, self._seen, share, self._share)
         smooth, rough = smooth @ self._whiten.T, (linear + rough) @ self._whiten.T
         squared = _AMPLITUDES**2
         mean += (rough @ self._solved + smooth @ self._solved * squared[self._amplitude]).T
@@ -246,6 +283,7 @@ class StepModel:
             self._precision @ (2 * rough * smooth).T + squared[:, None] * (self._precision @ (smooth**2).T)
         )
         own = (design**2 * self._prior_sd**2).sum(axis=1) + _LAUNCH_SD**2 * points.eager + _jump(points) ** 2
+        own += (_DRIFT * share) ** 2
         variance = np.maximum(own + squared[:, None] - explained, _NOISE**2)[self._amplitude]
         whole = self._weights @ mean
         spread = self._weights @ (variance + (mean - whole) ** 2)

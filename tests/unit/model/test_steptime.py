@@ -152,6 +152,39 @@ def test_a_profile_that_was_never_measured_is_wide() -> None:
     assert draft > 3 * max(off, ngram)
 
 
+HEAVY = 3.0
+"""Times its prior: what this drafter adds to a step."""
+
+
+def heavy(batch: float, *, prompt: float = 0.0, prompt_seconds: float = 0.0) -> StepTime:
+    """A step of the small engine with a drafter that takes three times as long as drafters do."""
+    surface = load_surface(SMALL)
+    at = np.array([4 * batch]), np.array([batch]), np.array([256.0])
+    prior = float(Points.of(Method.DRAFT_MODEL, 3, *at, (0.0, 0.0), LIMIT).overhead[0])
+    seconds = surface.step_seconds(Method.DISABLED, 0, 4 * batch) + HEAVY * prior + prompt_seconds
+    return replace(step(surface, DRAFT, batch), seconds=seconds, prompt_tokens=prompt, prompt_length=8 * prompt)
+
+
+def test_a_drafter_far_from_what_is_usual_is_believed_where_it_was_seen() -> None:
+    """One such was measured: drafting takes most of its steps."""
+    off = known(load_surface(SMALL), OFF, (1.0, 8.0, 64.0))
+    m = model({"disabled": off, "draft": Knowledge(step_times=(heavy(10.0), heavy(12.0)))})
+    median, sd = asked(m, DRAFT, 11.0)
+    assert median == pytest.approx(heavy(11.0).seconds, rel=0.05)
+    assert sd < 0.1
+    near, far = asked(m, DRAFT, 30.0), asked(m, DRAFT, 100.0)
+    assert far[0] == pytest.approx(heavy(100.0).seconds, rel=0.3)
+    assert sd < near[1] < far[1], "the further away, the less sure"
+
+
+def test_what_prompts_take_is_not_laid_at_the_drafters_door() -> None:
+    """Beside few requests and long prompts nearly all of a step is prompt."""
+    off = known(load_surface(SMALL), OFF, (1.0, 8.0, 64.0))
+    busy = tuple(heavy(b, prompt=1500.0, prompt_seconds=0.25) for b in (1.0, 1.5))
+    m = model({"disabled": off, "draft": Knowledge(step_times=busy)})
+    assert asked(m, DRAFT, 1.2)[0] < 3 * heavy(1.2).seconds
+
+
 # --- the cliff ------------------------------------------------------------------------------------------------------
 
 SIX = replace(NGRAM, speculation=replace(NGRAM.speculation, num_speculative_tokens=6)) if NGRAM.speculation else NGRAM

@@ -59,7 +59,9 @@ class Calibration:
         now, part = int(look.t / demand.dt), max(1, round(steady / demand.dt))
         start = max(0, now - round(o.policy.metrics.window / demand.dt))
         traffic = [demand.over(i, min(i + part, now)) for i in range(start, now, part)]
-        traffic = [(rate / len(pods), mix) for rate, mix in traffic if rate > 0]
+        # What waits is to be served besides what comes: whatever runs, it has full batches for as long.
+        queue = ((m.waiting or 0.0) if m is not None else 0.0) / o.policy.metrics.window
+        traffic = [((rate + queue) / len(pods), mix) for rate, mix in traffic if rate > 0]
         if not traffic:
             return
         for option in o.estimates.candidates:
