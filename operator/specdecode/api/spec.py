@@ -324,8 +324,8 @@ class Rollout(ApiModel):
     )
     allow_unavailable: bool = Field(
         False,
-        description="Where no GPU is free for an additional pod, give up one running pod for the canary. Otherwise "
-        "the change is not made.",
+        description="Where no GPU is free for an additional pod, give up one running pod for the canary, if the others "
+        "carry the load without it and the change could be taken back. Otherwise the change is not made.",
     )
 
 

@@ -12,7 +12,8 @@ from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.live import can_be_live
 from specdecode.policy.observation import Observation
-from specdecode.policy.past import NO_CAPACITY, backoff, failures, last_tried, tries
+from specdecode.policy.past import UNTOLD, backoff, failures, last_tried, tries
+from specdecode.policy.spare import NO_CAPACITY
 
 Brake = Callable[[Observation, Decision], tuple[Reason, str] | None]
 
@@ -39,7 +40,11 @@ def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     limit = o.policy.rollout.max_changes_per_day
     # A canary that found no node changed nothing.
     today = [h for h in o.history if seconds_of(h.started_at) > o.now - DAY and h.outcome_reason != NO_CAPACITY]
-    in_vain = [h for h in today if h.reason in FINDING_OUT and h.outcome is not Outcome.SUCCESSFUL]
+    in_vain = [
+        h
+        for h in today
+        if h.reason in FINDING_OUT and h.outcome is not Outcome.SUCCESSFUL and h.outcome_reason not in UNTOLD
+    ]
     turns_on = d.target is not None and d.target.speculation is not None
     said = f"{len(today)} changes in 24 hours; spec.rollout.maxChangesPerDay allows {limit}"
     if len(today) >= limit:

@@ -27,7 +27,7 @@ from specdecode.policy.learning import acceptance_of, context_of, held_against, 
 from specdecode.policy.observation import Estimates, Observation
 from specdecode.policy.options import Menu, option_of
 from specdecode.policy.outlook import Array, Cost, Outlook, outlook
-from specdecode.policy.past import one_is_given_up
+from specdecode.policy.spare import one_is_given_up
 from specdecode.vllm.capabilities import capabilities
 from specdecode.vllm.speculation import Speculation
 from specdecode.vllm.unmanageable import Unmanageable
@@ -372,7 +372,8 @@ class _Here:
             return cost
         asked = load.tokens_per_second * np.array([1.0, self.pods / (self.pods - 1)])
         now, crowded = self.model.log_tpot(active, load, asked)
-        return replace(cost, crowding=max(0.0, float(crowded - now)) * cost.delay)
+        # While a canary is measured it serves as well: one pod is missing only while pods start.
+        return replace(cost, crowding=max(0.0, float(crowded - now)) * self.pods * (cost.restart - COLD_CACHE))
 
     def load_correction(self, option: Option) -> float:
         """Gain at the whole load, less the gain at what is left of it while there is one pod more: the canary is

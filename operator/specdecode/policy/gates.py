@@ -32,6 +32,7 @@ from specdecode.policy.observation import Observation
 from specdecode.policy.options import configuration, describe
 from specdecode.policy.outlook import worth_of_trying
 from specdecode.policy.past import backoff, last_failed, last_tried
+from specdecode.policy.spare import cannot_go_back, cannot_spare_much, one_is_given_up
 
 Gate = Callable[[Observation], Decision | None]
 
@@ -221,18 +222,6 @@ def _above_band(o: Observation) -> bool:
     return band is None or batch > band.end
 
 
-def _cannot_spare(o: Observation) -> bool:
-    """Whether a probe may cost a pod that the others would miss."""
-    running, pods = o.estimates.running, max(1, len(o.running(o.active)))
-    if not o.policy.rollout.allow_unavailable or running is None:
-        return False
-    return running.headroom_without_one(pods) < AMPLE
-
-
-AMPLE = 1.5
-"""Headroom that the other pods must have before one is given up only to find something out."""
-
-
 def no_baseline(o: Observation) -> Decision | None:
     """Nobody has seen this workload without speculation: what it gains is not known before one pod runs without."""
     if o.policy.mode is not Mode.AUTO:
@@ -241,7 +230,9 @@ def no_baseline(o: Observation) -> Decision | None:
     known = o.knowledge.get(DISABLED)
     if off is None or o.active is None or o.active.speculation is None or (known is not None and known.step_times):
         return None
-    if not _admissible(o, off) or o.now - last_failed(o, DISABLED) < DAY or _cannot_spare(o):
+    if not _admissible(o, off) or o.now - last_failed(o, DISABLED) < DAY:
+        return None
+    if cannot_spare_much(o) or _stuck(o, off):
         return None
     return Decision(
         Reason.NO_BASELINE,
@@ -261,7 +252,7 @@ def worth_a_probe(o: Observation) -> Decision | None:
     """
     if o.policy.mode is not Mode.AUTO or o.active is None:
         return None
-    if o.estimates.running is None or _cannot_spare(o):
+    if o.estimates.running is None or cannot_spare_much(o):
         return None
     best: tuple[float, Option, Estimate] | None = None
     for option in o.estimates.candidates:
@@ -273,7 +264,7 @@ def worth_a_probe(o: Observation) -> Decision | None:
             continue
         # While the pods fall behind, a canary of what is not expected to carry the load either does no harm.
         saturated = o.estimates.predictions[option.profile].saturated
-        if _barred(o, option) or (saturated and not o.estimates.overloaded):
+        if _barred(o, option) or _stuck(o, option) or (saturated and not o.estimates.overloaded):
             continue
         outlook = o.estimates.outlooks.get(option.profile)
         lasts = min(MEMORY, outlook.duration) if outlook else MEMORY
@@ -379,13 +370,15 @@ def _admissible(o: Observation, option: Option) -> bool:
 
 
 def _barred(o: Observation, option: Option) -> str | None:
-    """Why a candidate may not be tried now: it would break a promise, or its acceptance was just seen to be low and it
-    is not sure to pay."""
+    """Why a candidate may not be tried now: it would break a promise, could not be taken back, or its acceptance was
+    just seen to be low and it is not sure to pay."""
     if broken := breaks_tpot_limit(o, option) or fills_kv_cache(o, option):
         return broken
     if o.active is not None and option.profile == o.active.profile:
         # Another schedule of what runs.
         return None
+    if option.speculation is not None and (stuck := _stuck(o, option)):
+        return stuck
     known, gain = o.knowledge.get(option.profile), o.estimates.gain(option)
     rate = _acceptance_rate(o, option)
     floor = o.policy.guards.acceptance.disable_below
@@ -395,6 +388,11 @@ def _barred(o: Observation, option: Option) -> str | None:
     if age >= 2 * o.policy.rollout.cooldown * backoff(o, option.profile) or (gain is not None and gain.low > 0):
         return None
     return f"its acceptance was {rate:.2f} {format_duration(round(age))} ago, below {floor:g}"
+
+
+def _stuck(o: Observation, option: Option) -> str | None:
+    """Why a change could not be taken back, where it is known that no canary has room beside the other pods."""
+    return cannot_go_back(o, option) if one_is_given_up(o, for_sure=True) else None
 
 
 def _acceptance_rate(o: Observation, option: Option) -> float | None:

@@ -163,10 +163,6 @@ class Estimates:
         other, here = self.predictions.get(profile), self.running
         return other is not None and here is not None and self.overloaded and other.headroom > here.headroom
 
-    def carried_without_one(self, pods: int) -> bool:
-        """Whether so many pods would carry the load if one of them were given up."""
-        return self.running is not None and self.running.headroom_without_one(pods) > AT_THE_LIMIT
-
     def relieved_by(self, option: Option) -> bool:
         """Whether the pods fall behind, or are about to, and would have more room with an option."""
         other, here = self.predictions.get(option.profile), self.running

@@ -12,25 +12,30 @@ from specdecode.model.tokens import moved
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Reason
 from specdecode.policy.observation import Observation
+from specdecode.policy.spare import NO_CAPACITY, can_spare_one
 
 MAX_BACKOFF = 16
 """A change that failed again and again is tried again after at most this many cool-downs."""
 LOAD_TURNED = 1.5
 """Factor in load from which an earlier failure proves nothing."""
-HALF_AN_HOUR = 1800.0
+HOUR = 3600.0
 TRAFFIC_TURNED = 0.3
 """Change of log(E - 1) from which the traffic is another."""
-NO_CAPACITY = "NoCapacity"
-"""Ending of a change whose canary found no node."""
 COMPARED = frozenset({"Slower", "TailWorse", "GainTooSmall", "NotSure"})
 """Endings of changes whose canary could have been promoted for what it showed, and was not."""
-MEASURED = COMPARED | {"UnequalLoad", "TooFewRequests"}
+UNTOLD = frozenset({"UnequalLoad", "TooFewRequests"})
+"""Endings of changes whose canary told nothing."""
+MEASURED = COMPARED | UNTOLD
 """Endings (`rollout.ending`) of changes that failed for what was measured, not because the profile does not run."""
 
 
 def failures(history: Iterable[HistoryEntry]) -> int:
     """How many of the last changes, newest first, did not succeed in a row."""
-    return sum(1 for _ in takewhile(lambda entry: entry.outcome is not Outcome.SUCCESSFUL, history))
+    return len(_in_a_row(history))
+
+
+def _in_a_row(history: Iterable[HistoryEntry]) -> list[HistoryEntry]:
+    return list(takewhile(lambda entry: entry.outcome is not Outcome.SUCCESSFUL, history))
 
 
 def lost_today(o: Observation, profile: str) -> int:
@@ -46,8 +51,9 @@ def lost_today(o: Observation, profile: str) -> int:
 
 def backoff(o: Observation, profile: str) -> int:
     """Factor on the cool-down: doubles with each of the last changes to a profile that did not succeed, as far as they
-    tell something about today."""
-    return int(min(2 ** failures(tries(o, profile)), MAX_BACKOFF))
+    tell something about today. A measurement that failed is no bad result: it takes two of those."""
+    failed = sum(0.5 if entry.outcome_reason in UNTOLD else 1.0 for entry in _in_a_row(tries(o, profile)))
+    return int(min(2**failed, MAX_BACKOFF))
 
 
 def tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
@@ -56,11 +62,11 @@ def tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
     Where a pod can be given up for a canary by now, those do not count that found no room."""
     turned = moved(o.knowledge, profile) > TRAFFIC_TURNED
     now = o.loads.at(o.now)
-    room = o.policy.rollout.allow_unavailable and o.estimates.carried_without_one(len(o.running(o.active)))
+    room = o.policy.rollout.allow_unavailable and can_spare_one(o.estimates, len(o.running(o.active)), profile)
     for entry in o.history:
         if entry.target.profile != profile or entry.reason == Reason.RESTART_RESTORES:
             continue
-        then = o.loads.around(seconds_of(entry.started_at), HALF_AN_HOUR)
+        then = o.loads.between(seconds_of(entry.started_at) - HOUR, seconds_of(entry.finished_at))
         elsewhere = now and then and not then[0] / LOAD_TURNED < now < then[1] * LOAD_TURNED
         if turned or elsewhere:
             if entry.outcome is Outcome.SUCCESSFUL:
@@ -70,13 +76,6 @@ def tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
         if room and entry.outcome_reason == NO_CAPACITY:
             continue
         yield entry
-
-
-def one_is_given_up(o: Observation) -> bool:
-    """Whether a canary has to take the place of another pod: that is allowed, and none had room beside them of late."""
-    last = next((entry for entry in o.history if not entry.live), None)
-    roomy = last is not None and not last.give_up_one and last.outcome_reason != NO_CAPACITY
-    return o.policy.rollout.allow_unavailable and not roomy
 
 
 def last_failed(o: Observation, profile: str) -> float:

@@ -21,7 +21,8 @@ fast. (Above it, nothing follows: a canary that is faster serves more to clients
 PLAIN = 0.25
 """What even the lower end of the gain must exceed the required one by to count as plain."""
 NO_WORSE = 0.05
-"""A change that needs no gain may look this much slower before it counts as worse: the scatter of short analyses."""
+"""A change that needs no gain may look this much slower before it counts as worse, the first time: the scatter of short
+analyses."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def judge(
         if c.seconds >= rules.duration * (0.5 if plain else 1.0) and easy >= even and not (lull or c.fills or unlike):
             if broken := _slo_broken(c, policy) or (protect_tail and _tail_worse(c)):
                 return Verdict(Outcome.FAILED, Ending.TAIL_WORSE, f"{how}{broken}", c.gain)
-            floor = 0.0 if required_gain > 0 else -NO_WORSE
+            floor = 0.0 if required_gain > 0 or lost else -NO_WORSE
             if c.gain.value >= required_gain and _at_the_least(c.gain, lost) > floor:
                 return Verdict(Outcome.SUCCESSFUL, Ending.PROMOTED, f"{how}promoting: {c.shown}", c.gain)
             if c.gain.high < required_gain and share <= UNEQUAL_LOAD:

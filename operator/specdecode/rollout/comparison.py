@@ -130,18 +130,19 @@ def compare(
     takes a part of it now. `steepness`: the power of the load by which TPOT grows, where a canary with less of it than
     the others is not to win by that (traffic is not dealt out evenly everywhere).
     """
-    ours, theirs = ([p.window.since(since) for p in pods] for pods in (canaries, baseline))
-    measured, others = pods_together(ours), pods_together(theirs)
+    ours, everyone = ([p.window.since(since) for p in pods] for pods in (canaries, baseline))
+    measured, theirs = pods_together(ours), _alike(everyone, ours)
+    others = pods_together(theirs)
     found = Comparison(
         seconds=max(0.0, now - since),
         canary=measured,
         baseline=others,
-        pods=(len(canaries), len(baseline)),
+        pods=(len(ours), len(theirs)),
         before_and_after=not baseline,
         figure=figure,
         fills=_growth(ours, since, now) > FILLS * max(1.0, _growth(theirs, since, now)),
         queued=(_queued(ours, measured), _queued(theirs, others)),
-        wanted=_wanted([*ours, *theirs]),
+        wanted=_wanted([*ours, *everyone]),
         queue_of_before=_waiting(theirs) > max(FEW, QUEUED * _waiting(ours)),
     )
     share = max(found.share_asked, 1 / UNEQUAL_LOAD)
@@ -156,6 +157,20 @@ def compare(
         if canary and other:
             ratios.append(math.log(other / canary) + correction)
     return replace(found, gain=_gain(ratios), blocks=len(ratios), correction=correction)
+
+
+def _alike(baseline: list[Window], canaries: list[Window]) -> list[Window]:
+    """The baseline pods that serve as much as the canaries do, all where none does: beside a hot spot the others are
+    what a canary can be held against."""
+    ours = [_pace(w) for w in canaries]
+    load = math.fsum(ours) / len(ours) if ours else 0.0
+    return [w for w in baseline if EVEN * load <= _pace(w) <= load / EVEN] or baseline
+
+
+def _pace(window: Window) -> float:
+    """Output tokens per second that a pod served."""
+    change = window.change
+    return (change.figures.generation_tokens or 0.0) / change.seconds if isinstance(change, Change) else 0.0
 
 
 def _growth(windows: Iterable[Window], since: float, now: float) -> float:

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from specdecode.api.v1alpha1 import Outcome, RolloutPhase
 from specdecode.policy.brakes import may_act
 from specdecode.policy.clock import seconds_of, text_of
-from specdecode.policy.decision import Decision
+from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.live import can_be_live, wanted
 from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import Container, Menu, marked, option_of, same, unmarked, with_fields
+from specdecode.policy.spare import can_spare_one, cannot_go_back
 from specdecode.rollout import live
 from specdecode.rollout.analysis import in_force
 from specdecode.rollout.change import Change, because, begun
@@ -140,13 +141,20 @@ class _Roll(Change):
         return waiting > min(NO_CAPACITY_AFTER, self.o.policy.rollout.progress_deadline / 4)
 
     @property
-    def can_spare_one(self) -> bool:
-        """Whether the others carry the load without one pod; so it is taken while nothing is known of the load. Where
-        they are overloaded as it is, the change may be the way out."""
-        estimates, pods = self.o.estimates, len(self.baseline)
-        if estimates.running is None or pods < 2 or estimates.makes_room(self.rollout.target.profile):
-            return True
-        return estimates.carried_without_one(pods)
+    def keeps_all_pods(self) -> str | None:
+        """Why no pod is given up for the canary; None where one is, as it is while nothing is known of the load."""
+        o, r, pods = self.o, self.rollout, len(self.baseline)
+        if not o.policy.rollout.allow_unavailable:
+            return "free a GPU, or set spec.rollout.allowUnavailable"
+        if o.estimates.running is None or pods < 2:
+            return None
+        if not can_spare_one(o.estimates, pods, r.target.profile):
+            return "without one pod the others could not carry the load"
+        option = option_of(r.target, self.menu)
+        turns_on = option is not None and option.speculation is not None and r.target.profile != r.source.profile
+        if option is None or not (turns_on or r.reason in (Reason.NO_BASELINE, Reason.WORTH_A_PROBE)):
+            return None
+        return cannot_go_back(o, option)
 
     # --- what follows ---
 
@@ -187,7 +195,8 @@ def _starting(c: _Roll) -> Step:
     if canary is None:
         return c.go_on()
     if c.no_capacity(canary):
-        if c.o.policy.rollout.allow_unavailable and not c.rollout.give_up_one and c.can_spare_one:
+        why_not = "though a pod was given up for it" if c.rollout.give_up_one else c.keeps_all_pods
+        if why_not is None:
             return c.enter(
                 RolloutPhase.STARTING,
                 "no node has room for an additional pod: giving one up for the canary",
@@ -196,9 +205,7 @@ def _starting(c: _Roll) -> Step:
         return c.roll_back(
             Outcome.ERROR,
             Ending.NO_CAPACITY,
-            "no node has room for the canary: free a GPU, or set spec.rollout.allowUnavailable"
-            if not c.o.policy.rollout.allow_unavailable
-            else "no node has room for the canary, and without one pod the others could not carry the load",
+            f"no node has room for the canary: {why_not}",
         )
     if not canary.ready:
         return c.go_on(f"waiting for canary {canary.name} of {target} to be ready{because(canary)}")

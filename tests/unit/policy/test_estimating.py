@@ -25,6 +25,7 @@ from specdecode.policy.estimating import (
     DEFAULT_GRAPH_LIMIT,
     DEFAULT_MAX_NUM_SEQS,
     LARGEST_CORRECTION,
+    USUAL_START,
     Evidence,
     Modeller,
     bounds,
@@ -89,7 +90,7 @@ def test_a_pod_that_is_given_up_costs_what_the_others_are_slower_for_it(allowed:
     o = observation(spec(rollout={"allowUnavailable": allowed}))
     cost = estimate(o, lambda _: Steep()).estimates.cost
     assert cost is not None
-    assert cost.crowding == pytest.approx(math.log(3 / 2) * cost.delay if allowed else 0.0)
+    assert cost.crowding == pytest.approx(math.log(3 / 2) * 3 * USUAL_START if allowed else 0.0)
 
 
 def test_without_a_menu_nothing_is_estimated() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,8 @@ from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.gates import PROBE_EVERY, decide
 from specdecode.policy.observation import Observation, Problem
-from specdecode.policy.past import MEASURED, backoff, lost_today, one_is_given_up
+from specdecode.policy.past import MEASURED, backoff, lost_today
+from specdecode.policy.spare import LONG_AGO, can_spare_one, one_is_given_up
 from specdecode.rollout.ending import Ending
 from specdecode.vllm.speculation import BatchRange
 from support.world import NOW, menu, observation, option, pod, rendered, spec, traffic, workload
@@ -194,6 +196,13 @@ def test_rest_doubles_with_each_failure(failures: int, factor: int) -> None:
     o = observation(history=(*failed, entry(target="disabled")))
     assert backoff(o, "ngram") == factor
     assert backoff(o, "disabled") == 1, "what failed is the one, not the other"
+
+
+@pytest.mark.parametrize(("untold", "factor"), [(1, 1), (2, 2), (4, 4), (9, 16)])
+def test_measurements_that_failed_count_half(untold: int, factor: int) -> None:
+    """They are no bad results; but what cannot be measured is not to be tried all day."""
+    history = tuple(entry(Outcome.INCONCLUSIVE, outcome_reason=Ending.UNEQUAL_LOAD) for _ in range(untold))
+    assert backoff(observation(history=history), "ngram") == factor
 
 
 def test_todays_lost_canaries_are_counted_whatever_the_load_was() -> None:
@@ -633,6 +642,92 @@ def test_whether_a_pod_will_be_given_up_is_told_by_the_last_change(
     assert one_is_given_up(o) is given_up
 
 
+LONG_FULL = entry(Outcome.ERROR, ago=LONG_AGO + 60, target="other", outcome_reason=Ending.NO_CAPACITY)
+FULL = entry(Outcome.ERROR, ago=3600.0, target="other", outcome_reason=Ending.NO_CAPACITY)
+"""A canary found no node."""
+
+
+def without_a_spare_gpu(
+    headroom: float,
+    highest: float,
+    starts: str = "disabled",
+    pods: int = 3,
+    history: tuple[HistoryEntry, ...] = (FULL,),
+) -> Observation:
+    """N-gram is sure to be faster, a pod would have to be given up for it, and the load was higher once by a factor."""
+    o = expecting(0.5, policy=spec(rollout={"allowUnavailable": True}), history=history)
+    here, now = o.estimates.running, o.loads.at(NOW)
+    assert here is not None and now is not None and o.estimates.load is not None
+    asked = o.estimates.load.tokens_per_second * pods
+    loads = LoadHistory(int(NOW // BUCKET) - 30, (asked * highest, *[asked] * 30), BUCKET)
+    m = menu(o.policy)
+    if starts != "disabled":
+        m = menu(o.policy, rendered(m, starts))
+    o = unable(o, running=replace(here, headroom=headroom))
+    return replace(o, loads=loads, menu=m, pods=o.pods[:pods])
+
+
+@pytest.mark.parametrize(
+    ("o", "turned_on"),
+    [
+        (lambda: without_a_spare_gpu(6.0, 1.0), True),
+        (lambda: without_a_spare_gpu(6.0, 3.0), True),
+        (lambda: without_a_spare_gpu(6.0, 5.0), False),
+        (lambda: without_a_spare_gpu(2.0, 1.0), False),
+        (lambda: without_a_spare_gpu(2.0, 5.0, history=()), True),
+        (lambda: without_a_spare_gpu(2.0, 5.0, history=(LONG_FULL,)), True),
+        (lambda: without_a_spare_gpu(2.0, 5.0, starts="ngram"), True),
+        (lambda: without_a_spare_gpu(6.0, 5.0, pods=1), True),
+    ],
+    ids=[
+        "there is room",
+        "and was at the highest load of the day",
+        "there was none then",
+        "there is little now",
+        "nobody knows yet that there is none",
+        "one may have become free since",
+        "it is what the user's own manifest says",
+        "each change takes one pod alone down, and that is allowed",
+    ],
+)
+def test_without_a_spare_gpu_nothing_is_turned_on_that_could_not_be_taken_back(
+    o: Callable[[], Observation], turned_on: bool
+) -> None:
+    d = decide(o())
+    assert d.change is turned_on
+    if not turned_on:
+        assert "a pod would have to be given up for it" in d.message
+
+
+@pytest.mark.parametrize(
+    ("here", "other", "profile", "spared"),
+    [
+        (1.7, 1.0, "ngram", True),
+        (1.3, 1.5, "disabled", True),
+        (1.3, 1.5, "ngram", False),
+        (1.3, 1.25, "disabled", False),
+        (1.15, 1.5, "disabled", False),
+    ],
+    ids=[
+        "the others carry it",
+        "to switch off",
+        "to turn on",
+        "where that frees nothing",
+        "where they carry too little",
+    ],
+)
+def test_to_switch_off_most_of_the_load_will_do_for_the_time_that_pods_start(
+    here: float, other: float, profile: str, spared: bool
+) -> None:
+    """Drafts that nobody accepts cost more for hours than a short queue."""
+    o = running_ngram()
+    e = o.estimates
+    assert e.running is not None
+    predictions = {**e.predictions, profile: replace(e.predictions[profile], headroom=other)}
+    o = unable(o, running=replace(e.running, headroom=here), predictions=predictions)
+    assert can_spare_one(o.estimates, 3, profile) is spared
+
+
 A_WHILE_AGO = 0.75 * PROBE_EVERY
 """Long enough for another try where things have turned, too short where they have not."""
 
@@ -692,6 +787,16 @@ def test_so_it_is_when_the_load_has_turned(factor: float, again: bool) -> None:
     past = LoadHistory(int(NOW // BUCKET) - 40, (*[now / factor] * 40, now), BUCKET)
     assert (decide(replace(o, loads=past)).reason is Reason.WORTH_A_PROBE) is again
     assert backoff(replace(o, loads=past), "ngram") == (1 if again else 2)
+
+
+def test_what_the_load_did_after_the_canary_is_not_what_it_was_measured_at() -> None:
+    """It fell right after: at the low load nobody tried."""
+    o = expecting(-0.1, **UNLIKELY, history=(slower(A_WHILE_AGO),))
+    now = o.loads.at(NOW)
+    assert now is not None
+    since = int(A_WHILE_AGO / BUCKET)
+    fell = LoadHistory(int(NOW // BUCKET) - since - 20, (*[4 * now] * 21, *[now] * since), BUCKET)
+    assert backoff(replace(o, loads=fell), "ngram") == 1
 
 
 def test_but_not_for_what_the_load_varies_by_within_an_hour() -> None:

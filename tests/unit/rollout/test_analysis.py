@@ -233,6 +233,15 @@ def test_a_change_that_needs_no_gain_must_only_not_be_worse(gain: Any, outcome: 
     assert (found and found.outcome) == outcome
 
 
+def test_but_one_that_was_tried_in_vain_today_must_be_no_worse_for_sure() -> None:
+    """Of many tries by chance one looks no worse."""
+    looks = comparison((0.02, -0.02, 0.06))
+    assert judge(looks, POLICY, 0.0, protect_tail=False) is not None
+    assert judge(looks, POLICY, 0.0, protect_tail=False, lost=1) is None
+    sure = judge(comparison((0.09, 0.06, 0.12)), POLICY, 0.0, protect_tail=False, lost=1)
+    assert sure is not None and sure.outcome is Outcome.SUCCESSFUL
+
+
 def test_messages_say_what_was_compared() -> None:
     paired, single = verdict(comparison()), verdict(alone())
     assert paired is not None and paired.message == "promoting: gain +20 % (+10 to +30 %)"
@@ -264,6 +273,24 @@ def test_without_a_baseline_the_time_before_is_what_counts() -> None:
     assert c.gain is not None and c.gain.value == pytest.approx(1.0)
     unknown = compare((serving("canary"),), (), NOW - 55, NOW, None)
     assert unknown.gain is None and unknown.blocks == 0
+
+
+HOT = {"batch": 16.0, "step": 0.03, "rate": 4.0}
+"""A pod that gets more than the others, and is slow for it."""
+
+
+def test_beside_a_hot_spot_a_canary_is_held_against_pods_of_its_own_load() -> None:
+    canary, alike, hot = serving("canary"), serving("a"), serving("hot", **HOT)
+    c = compare((canary,), (alike, hot), NOW - 55, NOW, None)
+    assert c.gain is not None and c.gain.value == pytest.approx(0.0, abs=1e-6)
+    assert c.pods == (1, 1) and c.share_served == pytest.approx(1.0)
+    both = compare((canary,), (serving("a"), serving("b")), NOW - 55, NOW, None)
+    assert c.wanted > both.wanted, "what users ask for is asked of all pods"
+
+
+def test_where_none_is_alike_it_is_held_against_all() -> None:
+    c = compare((serving("canary"),), (serving("hot", **HOT), serving("hotter", **HOT)), NOW - 55, NOW, None)
+    assert c.pods == (1, 2) and c.gain is not None and c.gain.value > 0.4
 
 
 @pytest.mark.parametrize("since", [NOW + 10, NOW, NOW - 6])

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specdecode.api.v1alpha1 import Original, Outcome, RolloutPhase, RolloutStatus, SpecDecodePolicyStatus
+from specdecode.model.loads import BUCKET, LoadHistory
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.observation import Observation, Pod, Workload
@@ -167,11 +168,24 @@ def test_where_no_gpu_is_free_one_pod_is_given_up_if_the_policy_allows() -> None
     assert not step.desired.paused, "the controller must be free to remove an old pod"
 
 
-def no_room(running: float, target: float, *old: Pod, allowed: bool = True, waiting_requests: float = 0.0) -> Step:
-    """There is no node for the canary, and this is the headroom of what runs and of what is to run."""
+def no_room(
+    running: float,
+    target: float,
+    *old: Pod,
+    allowed: bool = True,
+    waiting_requests: float = 0.0,
+    own: bool = True,
+    highest: float = 1.0,
+) -> Step:
+    """There is no node for the canary, and this is the headroom of what runs and of what is to run. `own`: that is what
+    the user's own manifest says. `highest`: the highest load of the day, over that of now."""
     waiting = canary(ready=False, unschedulable_since=NOW - NO_CAPACITY_AFTER - 1)
     policy = spec(rollout={"allowUnavailable": allowed})
     o = during(RolloutPhase.STARTING, *(old or OLD), waiting, age=70.0, policy=policy)
+    assert o.estimates.load is not None
+    now = o.estimates.load.tokens_per_second * len(old or OLD)
+    loads = LoadHistory(int(NOW // BUCKET) - 1, (highest * now, now), BUCKET)
+    o = replace(o, menu=menu(policy, rendered(MENU, "ngram")) if own else MENU, loads=loads)
     e = o.estimates
     assert e.running is not None and e.measured is not None
     predictions = {**e.predictions, "ngram": replace(e.predictions["ngram"], headroom=target)}
@@ -190,6 +204,20 @@ def test_a_pod_is_given_up_only_where_the_others_carry_the_load(running: float, 
     assert rollout is not None and rollout.give_up_one is given_up
     if not given_up:
         assert rollout.outcome_reason == "NoCapacity" and "could not carry the load" in rollout.message
+
+
+@pytest.mark.parametrize(
+    ("running", "highest", "given_up"),
+    [(3.0, 1.0, True), (2.0, 1.0, False), (3.0, 1.5, True), (3.0, 2.5, False)],
+    ids=["at ease", "with little room", "at the highest load of the day too", "but not then"],
+)
+def test_what_the_users_own_manifest_does_not_say_must_be_possible_to_take_back(
+    running: float, highest: float, given_up: bool
+) -> None:
+    rollout = no_room(running, 5.0, own=False, highest=highest).rollout
+    assert rollout is not None and rollout.give_up_one is given_up
+    if not given_up:
+        assert rollout.outcome_reason == "NoCapacity" and "to take it back" in rollout.message
 
 
 def test_pods_with_a_long_queue_are_overloaded_whatever_the_model_says() -> None:

@@ -59,11 +59,15 @@ def test_a_canary_costs_what_it_lost_for_the_requests_that_it_served(bench: Modu
     assert bench.probe_cost(result, scenario) == pytest.approx(500 / 6000 / 4 * 0.25)
 
 
-def judged(name: str, slower: float, cost: float, waiting: tuple[int, int] = (0, 0)) -> dict[str, object]:
-    """A day of 10,000 requests, of which so many wait at its end with the operator, and with the service alone."""
+def judged(
+    name: str, slower: float, cost: float, waiting: tuple[int, int] = (0, 0), requests: float = 0.0
+) -> dict[str, object]:
+    """A day of 10,000 requests that are so much slower, of which so many wait at its end with the operator, and with
+    the service alone."""
     return {
         "name": name, "slower": slower, "probe_cost": cost, "harm": slower - cost, "changes": 2, "limit": 6,
-        "waiting_at_end": {"operator": waiting[0], "alone": waiting[1]}, "requests": 10_000,
+        "waiting_at_end": {"operator": waiting[0], "alone": waiting[1]},
+        "requests": 10_000, "requests_slower": requests,
         "most_changes_in_a_day": 2, "exhausted": {"changes": 0, "restarts": 0}, "predictions": 10, "covered": 9,
     }  # fmt: skip
 
@@ -84,5 +88,18 @@ def test_who_serves_those_that_would_still_wait_is_no_worse_for_slower_tokens(
     bench: ModuleType, operator: int, alone: int, harmed: bool
 ) -> None:
     found = bench.summary([judged("full", 0.2, 0.0, (operator, alone))], [])
-    assert (found["harmed"], found["slower_but_fewer_wait"]) == ((1, 0) if harmed else (0, 1))
+    assert (found["harmed"], found["slower_but_wait_less"]) == ((1, 0) if harmed else (0, 1))
     assert found["worst_harm"] == pytest.approx(0.2 if harmed else 0.0)
+
+
+@pytest.mark.parametrize(("requests", "harmed"), [(0.2, True), (-0.005, True), (-0.1, False)])
+def test_whose_requests_take_less_for_having_waited_less_is_no_worse_for_slower_tokens(
+    bench: ModuleType, requests: float, harmed: bool
+) -> None:
+    found = bench.summary([judged("waits less", 0.2, 0.0, requests=requests)], [])
+    assert (found["harmed"], found["slower_but_wait_less"]) == ((1, 0) if harmed else (0, 1))
+
+
+def test_whose_tokens_are_as_fast_and_whose_requests_wait_more_is_told_of(bench: ModuleType) -> None:
+    days = [judged("waits more", 0.0, 0.0, requests=0.1), judged("harmed", 0.2, 0.0, requests=0.1)]
+    assert bench.summary(days, [])["not_harmed_but_wait_more"] == 1

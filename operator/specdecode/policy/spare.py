@@ -1,0 +1,67 @@
+"""Without a spare GPU: whether a pod may be given up for a canary, and whether what it proves could be taken back."""
+
+from __future__ import annotations
+
+from specdecode.api.v1alpha1 import DISABLED
+from specdecode.model.cost import Option
+from specdecode.model.loads import DAY
+from specdecode.policy.clock import seconds_of
+from specdecode.policy.observation import AT_THE_LIMIT, Estimates, Observation
+
+NO_CAPACITY = "NoCapacity"
+"""Ending (`rollout.ending`) of a change whose canary found no node."""
+LONG_AGO = 6 * 3600.0
+"""Seconds after which a GPU may have become free: an additional pod that waits a minute for it costs nothing."""
+AMPLE = 1.5
+"""Headroom that the other pods must have before one is given up to find something out, or to turn something on."""
+MOST_OF_IT = 0.8
+"""Headroom that the others must have without one pod to switch off: what waits meanwhile is soon worked off."""
+
+
+def one_is_given_up(o: Observation, *, for_sure: bool = False) -> bool:
+    """Whether a canary has to take the place of another pod: that is allowed, and the last one found no room beside
+    them. Where nobody knows, or only from `LONG_AGO`, it is taken to, unless asked `for_sure`."""
+    last = next((entry for entry in o.history if not entry.live), None)
+    if not o.policy.rollout.allow_unavailable:
+        return False
+    if last is None:
+        return not for_sure
+    full = last.give_up_one or last.outcome_reason == NO_CAPACITY
+    return full and not (for_sure and o.now - seconds_of(last.finished_at) > LONG_AGO)
+
+
+def can_spare_one(e: Estimates, pods: int, profile: str) -> bool:
+    """Whether one of so many pods may be given up for a change to a profile: the others carry the load without it.
+    Where they are overloaded as it is, the change may be the way out; and to switch off, most of the load will do for
+    the time that pods start, if all of it is carried afterwards."""
+    here, other = e.running, e.predictions.get(profile)
+    without = here.headroom_without_one(pods) if here is not None else 0.0
+    if without > AT_THE_LIMIT or here is None or other is None:
+        return without > AT_THE_LIMIT
+    if e.overloaded:
+        return other.headroom > AT_THE_LIMIT * here.headroom
+    return profile == DISABLED and without > MOST_OF_IT and other.headroom > max(AT_THE_LIMIT, here.headroom)
+
+
+def cannot_spare_much(o: Observation) -> bool:
+    """Whether a canary that only finds something out would cost a pod that the others would miss."""
+    running, pods = o.estimates.running, max(1, len(o.running(o.active)))
+    return running is not None and one_is_given_up(o) and running.headroom_without_one(pods) < AMPLE
+
+
+def cannot_go_back(o: Observation, option: Option) -> str | None:
+    """Why a change for which a pod is given up could not be taken back: another one would have to be given up for that,
+    and the others could not carry the highest load of the last day. What the user's own manifest says needs no way
+    back; and where there is one pod only, each change takes the service down, and that was allowed."""
+    running, load, pods = o.estimates.running, o.estimates.load, len(o.running(o.active))
+    own = o.menu.identify(o.menu.original) if o.menu is not None else None
+    if running is None or load is None or pods < 2 or (own is not None and option.profile == own.profile):
+        return None
+    without = running.headroom_without_one(pods)
+    past = o.loads.between(o.now - DAY, o.now)
+    if without >= AMPLE and (past is None or without * load.tokens_per_second * pods >= AT_THE_LIMIT * past[1]):
+        return None
+    return (
+        "a pod would have to be given up for it, and the others could not carry the load of now with room to spare, or"
+        " the highest of the last day, to take it back: free a GPU"
+    )
