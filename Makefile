@@ -8,7 +8,7 @@ export UV_LINK_MODE ?= copy
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup controlplane nodes vllm demo test test-unit test-cluster test-node test-vllm lint compatibility format generate verify requirements bench bench-decision bench-no-harm docker clean
+.PHONY: help setup controlplane nodes vllm demo test test-unit test-cluster test-node test-vllm lint compatibility format generate verify requirements bench bench-decision bench-held-out bench-no-harm docker clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,10 @@ bench: setup ## Run the benchmarks (ratios within one run)
 
 bench-decision: setup ## Hold the operator against its baselines and an oracle (minutes)
 	$(BIN)/python benchmarks/bench_decision.py --interval 60s
+
+bench-held-out: setup ## The same on invented engines and random services that nothing was tuned on (minutes)
+	$(BIN)/python benchmarks/held_out.py build/held-out
+	$(BIN)/python benchmarks/bench_decision.py build/held-out/*.yaml --output benchmarks/results/held-out.json
 
 bench-no-harm: setup ## Hold the operator against services left alone, on random days (hours)
 	$(BIN)/python benchmarks/bench_no_harm.py

@@ -5,7 +5,7 @@ python benchmarks/bench_no_harm.py [--count N] [--first SEED] [--processes N] [-
 Interrupted (Ctrl-C), it counts the days that it has run. A day that was harmed is told as soon as it is known.
 
 The operator may cost what its canaries lost while they were measured, and `NOISE`: more is harm, unless it served
-requests that alone would still wait at the end of the day. Writes
+requests that alone would still wait at the end of the day, or all requests faster for having waited less. Writes
 benchmarks/results/no-harm.json, with the worst scenarios as YAML: saved in benchmarks/scenarios (where the acceptance
 table lies that some of them name), they run with `specdecode simulate`.
 """
@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from specdecode.policy.decision import Reason
-from specdecode.policy.past import NO_CAPACITY
+from specdecode.policy.spare import NO_CAPACITY
 from specdecode.sim.twin.agents import START, Look
 from specdecode.sim.twin.result import ALONE, OPERATOR, Result
 from specdecode.sim.twin.run import simulate
@@ -41,7 +41,7 @@ RESULTS = HERE / "results" / "no-harm.json"
 NOISE = 0.005
 """Share of TPOT by which two runs of the same service differ by chance; `noise` in the results is what was seen."""
 MANY = 0.01
-"""Share of a day's requests that makes a difference where they wait at its end."""
+"""Share of a day's requests, or of their time, that makes a difference where they wait."""
 REPEATED = 20
 """Of so many scenarios the service left alone is run again with another seed, to see the noise."""
 WORST = 10
@@ -109,6 +109,7 @@ def judge(text: str, *, seed: int | None = None) -> Json:
         "slower": round(slower, 5),
         "probe_cost": round(cost, 5),
         "harm": round(slower - cost, 5),
+        "requests_slower": round(_request_seconds(ours) / _request_seconds(alone) - 1, 5),
         "waiting_at_end": {"operator": ours["waiting_at_end"], "alone": alone["waiting_at_end"]},
         "requests": round(sum(row["requests_per_second"] for row in result.timeline) * BUCKET),
         "alone_tpot_ms": round(1e3 * alone["tpot_mean"], 2),
@@ -130,11 +131,18 @@ def judge(text: str, *, seed: int | None = None) -> Json:
     }
 
 
+def _request_seconds(agent: Json) -> float:
+    """Mean time of a request: what it waited, and all of its tokens."""
+    return float(agent["ttft_mean"] + agent["tpot_mean"] * agent["tokens"] / agent["requests"])
+
+
 def is_harmed(day: Json) -> bool:
-    """Whether users were worse off. Where the service alone leaves requests waiting that the operator has served, they
-    were not, though each token took longer at the larger batch that this takes."""
+    """Whether users were worse off. Where the service alone leaves requests waiting that the operator has served, or
+    lets them wait for longer than all of their tokens take, they were not, though each token took longer at the larger
+    batch that this takes."""
     waiting = day["waiting_at_end"]
-    return day["harm"] > NOISE and waiting["alone"] - waiting["operator"] <= MANY * day["requests"]
+    served_more = waiting["alone"] - waiting["operator"] > MANY * day["requests"]
+    return day["harm"] > NOISE and not served_more and day["requests_slower"] > -MANY
 
 
 def most_in_a_day(times: Sequence[float]) -> int:
@@ -163,7 +171,10 @@ def summary(judged: Sequence[Json], noises: Sequence[float]) -> Json:
         "scenarios": len(judged),
         "harmed": len(harmed),
         "worst_harm": max((j["harm"] for j in harmed), default=0.0),
-        "slower_but_fewer_wait": sum(j["harm"] > NOISE for j in judged) - len(harmed),
+        "slower_but_wait_less": sum(j["harm"] > NOISE for j in judged) - len(harmed),
+        "not_harmed_but_wait_more": sum(
+            j["requests_slower"] - max(j["probe_cost"], 0.0) > MANY and not is_harmed(j) for j in judged
+        ),
         "worst_slower": slower[-1],
         "median_faster": round(1 / (1 + statistics.median(slower)) - 1, 4),
         "faster_by_1_percent_or_more": sum(s < -0.01 for s in slower),
@@ -189,7 +200,10 @@ def lines(found: Json) -> Iterator[str]:
         f"{found['scenarios']} scenarios: {found['harmed']} harmed (slower by more than what the canaries cost and"
         f" {NOISE:.1%} of noise), worst {found['worst_harm']:+.2%}"
     )
-    yield f"{found['slower_but_fewer_wait']} more were slower, but left fewer requests waiting at the end"
+    yield (
+        f"{found['slower_but_wait_less']} more were slower by the token, but made requests wait less;"
+        f" {found['not_harmed_but_wait_more']} that were not harmed by the token made requests wait more"
+    )
     yield (
         f"faster by 1 % or more in {found['faster_by_1_percent_or_more']}, slower in"
         f" {found['slower_by_1_percent_or_more']}; median {found['median_faster']:+.1%}"
