@@ -92,7 +92,7 @@ def bars(found: Json) -> Iterator[tuple[str, bool]]:
     yield f"never more than 2 % slower than the best static profile: {1 / static - 1:+.1%}", static >= 1 / 1.02
     covered = found["interval_coverage"]
     yield (
-        f"85 to 95 % of the predictions within their 90 % interval: {_percent(covered)}",
+        f"85 to 95 % of the predictions within their 90 % interval: {_percent(covered, digits=1)}",
         covered is not None and 0.85 <= covered <= 0.95,
     )
 
@@ -168,8 +168,8 @@ def _share(part: int, whole: int) -> float | None:
     return round(part / whole, 4) if whole else None
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.0%}"
+def _percent(share: float | None, digits: int = 0) -> str:
+    return "–" if share is None else f"{share:.{digits}%}"
 
 
 def main() -> None:

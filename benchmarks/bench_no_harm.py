@@ -173,7 +173,7 @@ def summary(judged: Sequence[Json], noises: Sequence[float]) -> Json:
         "worst_harm": max((j["harm"] for j in harmed), default=0.0),
         "slower_but_wait_less": sum(j["harm"] > NOISE for j in judged) - len(harmed),
         "not_harmed_but_wait_more": sum(
-            j["requests_slower"] - max(j["probe_cost"], 0.0) > MANY and not is_harmed(j) for j in judged
+            j["requests_slower"] - j["probe_cost"] > MANY and not is_harmed(j) for j in judged
         ),
         "worst_slower": slower[-1],
         "median_faster": round(1 / (1 + statistics.median(slower)) - 1, 4),

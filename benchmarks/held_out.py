@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import random
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +23,15 @@ from typing import Any
 import yaml
 from random_scenarios import random_scenario
 
-HERE = Path(__file__).parent
-TABLE = HERE / "scenarios" / "specdecode-bench.json"
+TABLE = Path(__file__).parent / "scenarios" / "specdecode-bench.json"
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 NGRAM_K, DRAFT_K = 5, 3
 GRAPH_LIMIT, LAUNCH_MS = 512, 50.0
 """Beyond so many tokens a step is launched kernel by kernel, and takes so long at least."""
 NOISE = 0.03
 PODS = 4
-OUTPUT = 250
-"""Mean output tokens of a request."""
+LENGTHS = {"promptTokens": [100, 400], "outputTokens": [100, 400]}
+"""Of every request, from and to."""
 BUSY = 0.9 * 64
 """Batch size whose speed is the load that the days are scaled by."""
 
@@ -71,11 +71,12 @@ class Engine:
         fixed, per_1000 = self.overhead
         for b in BATCHES:
             yield "Disabled", False, 0, b, self.step(b)
+            overhead = fixed + per_1000 * b / 1000
             for k in (0, 1, 3, NGRAM_K, 7):
-                yield "NGram", k != NGRAM_K, k, b, self.step(b * (k + 1), fixed + per_1000 * b / 1000)
+                yield "NGram", k != NGRAM_K, k, b, self.step(b * (k + 1), overhead)
             for k in (0, 1, DRAFT_K, 5):
                 # A draft model runs once though K is 0, and its kernels suit some batch sizes better than others.
-                added = fixed + per_1000 * b / 1000 + self.draft * max(k, 1) * (1 + 0.15 * math.sin(b))
+                added = overhead + self.draft * max(k, 1) * (1 + 0.15 * math.sin(b))
                 yield "DraftModel", k != DRAFT_K, k, b, self.step(b * (k + 1), added)
 
 
@@ -111,24 +112,23 @@ def surface(engine: Engine) -> str:
 
 def days(engine: Engine) -> Iterator[Json]:
     """Two days of a service on an engine: one of busy noons, one whose traffic turns."""
-    busy = PODS * BUSY / (engine.step(64) / 1e3) / OUTPUT
-    lengths = {"promptTokens": [100, 400], "outputTokens": [100, 400]}
+    busy = PODS * BUSY / (engine.step(64) / 1e3) / statistics.fmean(LENGTHS["outputTokens"])
     arrivals: dict[str, list[Json]] = {
         "diurnal": [
             {
                 "diurnal": {"mean": round(0.5 * busy, 2), "amplitude": round(0.42 * busy, 2), "peakAt": "14h"},
                 "mix": {"chat": 0.6, "code": 0.4},
-                **lengths,
+                **LENGTHS,
             }
         ],
         "turns": [
-            {"to": "9h", "requestsPerSecond": round(0.2 * busy, 2), "mix": {"summarise": 1}, **lengths},
+            {"to": "9h", "requestsPerSecond": round(0.2 * busy, 2), "mix": {"summarise": 1}, **LENGTHS},
             {
                 "from": "9h",
                 "requestsPerSecond": round(0.55 * busy, 2),
                 "mix": {"chat": 1},
                 "temperature": 0.8,
-                **lengths,
+                **LENGTHS,
             },
         ],
     }

@@ -83,6 +83,11 @@ class Change:
     """Answers with a 4xx status."""
     server_errors: float
 
+    @property
+    def pace(self) -> float:
+        """Output tokens per second; 0 where they are not counted."""
+        return (self.figures.generation_tokens or 0.0) / self.seconds
+
 
 @dataclass(frozen=True)
 class Percentiles:

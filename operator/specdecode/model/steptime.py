@@ -154,9 +154,9 @@ class StepModel:
     def points(self, profile: str, k: int, tokens: Array, batch: Array, context: Array) -> Points:
         """The points of a profile at one K; the empty name is the engine without speculation."""
         method = self._methods.get(profile)
-        group = self._groups.get(profile, -1.0)
         if method is None:
             return Points.of(None, k, tokens, batch, context, (-1.0, -1.0), self._limit)
+        group = self._groups[profile]
         latent = 2 * group + (0.0 if k else 1.0)
         points = Points.of(method, k, tokens, batch, context, (latent, group), self._limit)
         return replace(points, overhead=points.overhead * math.exp(self._log_overhead[int(latent)]))
@@ -174,8 +174,9 @@ class StepModel:
         prompts = self._weights @ (m * of_prompts)
         decode = self._weights @ (m * self._families.relative(seen.tokens, seen.batch, seen.context))
         beyond = np.maximum(seconds - decode - prompts, 0.1 * seen.overhead)
-        for latent in np.unique(seen.latent[(seen.latent >= 0) & (seen.eager == 0)]).astype(int):
-            rows = np.nonzero((seen.latent == latent) & (seen.eager == 0))[0]
+        launched_whole = (seen.latent >= 0) & (seen.eager == 0)
+        for latent in np.unique(seen.latent[launched_whole]).astype(int):
+            rows = np.nonzero(launched_whole & (seen.latent == latent))[0]
             precision = (beyond[rows] / np.hypot(_MISFIT * seconds[rows], _PROMPTS_MISFIT * prompts[rows])) ** 2
             ratio = precision @ np.log(beyond[rows] / seen.overhead[rows]) / precision.sum()
             trust = precision.mean()

@@ -65,7 +65,7 @@ class Reading:
         change = self.change
         if not isinstance(change, Change):
             return None
-        return (change.figures.generation_tokens or 0.0) / change.seconds, math.fsum(change.figures.requests.values())
+        return change.pace, math.fsum(change.figures.requests.values())
 
     def then(self, t: float, page: Page, change: Change | Unmeasured) -> Reading:
         """The reading after this one."""

@@ -9,7 +9,7 @@ from specdecode.api.v1alpha1 import Mode, Outcome
 from specdecode.model.loads import DAY
 from specdecode.policy.ageing import restarts_are_rationed
 from specdecode.policy.clock import seconds_of
-from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.decision import PROBES, Decision, Reason
 from specdecode.policy.live import can_be_live
 from specdecode.policy.observation import Observation
 from specdecode.policy.past import UNTOLD, backoff, failures, last_tried, tries
@@ -56,7 +56,7 @@ def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     return None
 
 
-FINDING_OUT = frozenset({Reason.WORTH_A_CANARY, Reason.WORTH_A_PROBE, Reason.NO_BASELINE})
+FINDING_OUT = frozenset({Reason.WORTH_A_CANARY, *PROBES})
 """Reasons of changes that are not sure to pay."""
 
 

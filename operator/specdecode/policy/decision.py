@@ -45,6 +45,10 @@ class Reason(StrEnum):
     CHANGES_EXHAUSTED = "ChangesExhausted"
 
 
+PROBES = (Reason.WORTH_A_PROBE, Reason.NO_BASELINE)
+"""Reasons to try an option that is not believed to be the better one."""
+
+
 @dataclass(frozen=True)
 class Decision:
     """The answer to one observation."""

@@ -78,8 +78,13 @@ class Menu:
     def options(self) -> tuple[Option, ...]:
         """Every profile at its fixed K, and the original where it is none of them."""
         listed = tuple(Option(name, speculation_of(p)) for name, p in self.profiles.items())
-        original = self.identify(self.original)
-        return (*listed, original) if original is not None and original.profile == ORIGINAL else listed
+        own = self.own
+        return (*listed, own) if own is not None and own.profile == ORIGINAL else listed
+
+    @cached_property
+    def own(self) -> Option | None:
+        """What the user's own manifest runs."""
+        return self.identify(self.original)
 
     def render(self, option: Option) -> Container | Unmanageable:
         """The container that runs an option. Nothing but `OURS` differs from the original."""

@@ -21,9 +21,9 @@ MOST_OF_IT = 0.8
 def one_is_given_up(o: Observation, *, for_sure: bool = False) -> bool:
     """Whether a canary has to take the place of another pod: that is allowed, and the last one found no room beside
     them. Where nobody knows, or only from `LONG_AGO`, it is taken to, unless asked `for_sure`."""
-    last = next((entry for entry in o.history if not entry.live), None)
     if not o.policy.rollout.allow_unavailable:
         return False
+    last = next((entry for entry in o.history if not entry.live), None)
     if last is None:
         return not for_sure
     full = last.give_up_one or last.outcome_reason == NO_CAPACITY
@@ -35,9 +35,13 @@ def can_spare_one(e: Estimates, pods: int, profile: str) -> bool:
     Where they are overloaded as it is, the change may be the way out; and to switch off, most of the load will do for
     the time that pods start, if all of it is carried afterwards."""
     here, other = e.running, e.predictions.get(profile)
-    without = here.headroom_without_one(pods) if here is not None else 0.0
-    if without > AT_THE_LIMIT or here is None or other is None:
-        return without > AT_THE_LIMIT
+    if here is None:
+        return False
+    without = here.headroom_without_one(pods)
+    if without > AT_THE_LIMIT:
+        return True
+    if other is None:
+        return False
     if e.overloaded:
         return other.headroom > AT_THE_LIMIT * here.headroom
     return profile == DISABLED and without > MOST_OF_IT and other.headroom > max(AT_THE_LIMIT, here.headroom)
@@ -54,7 +58,7 @@ def cannot_go_back(o: Observation, option: Option) -> str | None:
     and the others could not carry the highest load of the last day. What the user's own manifest says needs no way
     back; and where there is one pod only, each change takes the service down, and that was allowed."""
     running, load, pods = o.estimates.running, o.estimates.load, len(o.running(o.active))
-    own = o.menu.identify(o.menu.original) if o.menu is not None else None
+    own = o.menu.own if o.menu is not None else None
     if running is None or load is None or pods < 2 or (own is not None and option.profile == own.profile):
         return None
     without = running.headroom_without_one(pods)

@@ -21,7 +21,7 @@ import numpy as np
 
 from specdecode.model.cost import CostModel, OfferedLoad, Option, Prediction
 from specdecode.model.estimate import Z90, Estimate
-from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.decision import PROBES, Decision, Reason
 from specdecode.policy.estimating import Evidence, ModelFactory
 from specdecode.policy.gates import decide
 from specdecode.policy.observation import Observation
@@ -75,10 +75,6 @@ class _Case:
     """Of what runs."""
     accepted: tuple[str, float] | None = None
     """A profile and the acceptance that it is supposed to have."""
-
-
-PROBES = (Reason.WORTH_A_PROBE, Reason.NO_BASELINE)
-"""Reasons to try an option that is not believed to be the better one."""
 
 
 class Latest:

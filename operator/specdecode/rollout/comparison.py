@@ -169,8 +169,7 @@ def _alike(baseline: list[Window], canaries: list[Window]) -> list[Window]:
 
 def _pace(window: Window) -> float:
     """Output tokens per second that a pod served."""
-    change = window.change
-    return (change.figures.generation_tokens or 0.0) / change.seconds if isinstance(change, Change) else 0.0
+    return window.change.pace if isinstance(window.change, Change) else 0.0
 
 
 def _growth(windows: Iterable[Window], since: float, now: float) -> float:

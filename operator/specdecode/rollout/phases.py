@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from specdecode.api.v1alpha1 import Outcome, RolloutPhase
 from specdecode.policy.brakes import may_act
 from specdecode.policy.clock import seconds_of, text_of
-from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.decision import PROBES, Decision
 from specdecode.policy.live import can_be_live, wanted
 from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import Container, Menu, marked, option_of, same, unmarked, with_fields
@@ -152,7 +152,7 @@ class _Roll(Change):
             return "without one pod the others could not carry the load"
         option = option_of(r.target, self.menu)
         turns_on = option is not None and option.speculation is not None and r.target.profile != r.source.profile
-        if option is None or not (turns_on or r.reason in (Reason.NO_BASELINE, Reason.WORTH_A_PROBE)):
+        if option is None or not (turns_on or r.reason in PROBES):
             return None
         return cannot_go_back(o, option)
 
@@ -195,7 +195,7 @@ def _starting(c: _Roll) -> Step:
     if canary is None:
         return c.go_on()
     if c.no_capacity(canary):
-        why_not = "though a pod was given up for it" if c.rollout.give_up_one else c.keeps_all_pods
+        why_not = "not even in the place of the one given up" if c.rollout.give_up_one else c.keeps_all_pods
         if why_not is None:
             return c.enter(
                 RolloutPhase.STARTING,

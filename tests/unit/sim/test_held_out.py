@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,14 +10,12 @@ import pytest
 
 from specdecode.sim.twin.scenario import load_scenario
 from specdecode.sim.twin.world import world_of
-
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+from support.benchmarks import script
 
 
 @pytest.fixture
 def held_out(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("held_out")
+    return script("held_out", monkeypatch)
 
 
 def written(held_out: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:

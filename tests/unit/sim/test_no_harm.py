@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import yaml
 
 from specdecode.sim.twin.world import world_of
-
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+from support.benchmarks import script
 
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("bench_no_harm")
+    return script("bench_no_harm", monkeypatch)
 
 
 @pytest.mark.parametrize("seed", [0, 2, 7])
