@@ -104,7 +104,8 @@ COLD_CACHE = 60.0
 """Seconds of service that an empty prefix cache costs a new pod."""
 
 LARGEST_CORRECTION = 0.1
-"""By which the model may move what a canary showed, as a log: beyond that the measurement would count for little."""
+"""By which the model's word alone may move what a canary showed, as a log: beyond that the measurement would count for
+little."""
 LESS = 1.5
 """Factor in load over which TPOT's growth with it is told."""
 STEEPEST = 0.4
@@ -387,7 +388,8 @@ class _Here:
         asked = load.tokens_per_second * whole_load * np.array([1.0, pods / (pods + 1)])
         whole, shared = self.model.log_tpot(active, load, asked) - self.model.log_tpot(option, load, asked)
         if _drafts_no_more(option, active):
-            return float(np.clip(whole - shared, -LARGEST_CORRECTION, LARGEST_CORRECTION))
+            # How much of it is believed is told by the baseline, once it shares its load (`rollout.comparison`).
+            return float(max(whole - shared, -LARGEST_CORRECTION))
         # The model's word alone never promotes more drafts: it may only take away from what was measured of them, and
         # the less the more pods share the load.
         return float(np.clip(whole - shared, -min(LARGEST_CORRECTION, STEEPEST * math.log((pods + 1) / pods)), 0.0))

@@ -187,6 +187,7 @@ def analysing(c: Change) -> Step:
     if c.rollout.give_up_one or c.rollout.live_canary or figure is not Figure.TPOT:
         correction = 0.0
     steepness = c.o.estimates.steepness.get(c.rollout.target.profile, 0.0) if figure is Figure.TPOT else 0.0
+    decided_at = c.o.loads.at(seconds_of(c.rollout.started_at))
     comparison = compare(
         canaries,
         c.baseline,
@@ -194,6 +195,7 @@ def analysing(c: Change) -> Step:
         c.o.now,
         c.rollout.before,
         figure=figure,
+        asked_before=decided_at,
         correction=correction,
         steepness=steepness,
     )
@@ -202,7 +204,7 @@ def analysing(c: Change) -> Step:
         c.o.policy,
         c.rollout.required_gain,
         protect_tail=c.rollout.protect_tail,
-        decided_at=c.o.loads.at(seconds_of(c.rollout.started_at)),
+        decided_at=decided_at,
         lost=lost_today(c.o, c.rollout.target.profile),
         relief=target is not None and c.o.estimates.relieved_by(target),
     )

@@ -15,6 +15,7 @@ from enum import StrEnum
 from specdecode.model.estimate import Estimate, percent
 from specdecode.model.measure import Change, Measurement, measurement
 from specdecode.model.window import Window, pods_together, queue_growth, queued
+from specdecode.policy.estimating import LARGEST_CORRECTION
 from specdecode.policy.observation import Pod
 
 BLOCKS = 10
@@ -121,13 +122,15 @@ def compare(
     before: float | None,
     *,
     figure: Figure = Figure.TPOT,
+    asked_before: float | None = None,
     correction: float = 0.0,
     steepness: float = 0.0,
 ) -> Comparison:
-    """Compares the pods from `since` (Unix seconds) on; with `before`, the figure in seconds, without a baseline.
+    """Compares the pods from `since` (Unix seconds) on; where there is no baseline, with `before`, the figure of the
+    whole workload before the change, at a load of `asked_before` tokens/s.
 
-    `correction` is added to the log of the ratio: what the model says of the load after a promotion, where a pod more
-    takes a part of it now. `steepness`: the power of the load by which TPOT grows, where a canary with less of it than
+    `correction` is added to the log of the ratio as far as it is borne out: what the model says of the load after a
+    promotion, where a pod more takes a part of it now. `steepness`: the power of the load by which TPOT grows, where a canary with less of it than
     the others is not to win by that (traffic is not dealt out evenly everywhere).
     """
     ours, everyone = ([p.window.since(since) for p in pods] for pods in (canaries, baseline))
@@ -145,6 +148,8 @@ def compare(
         wanted=_wanted([*ours, *everyone]),
         queue_of_before=_waiting(theirs) > max(FEW, QUEUED * _waiting(ours)),
     )
+    if correction > LARGEST_CORRECTION:
+        correction = min(correction, max(LARGEST_CORRECTION, _relief(found, before, asked_before)))
     share = max(found.share_asked, 1 / UNEQUAL_LOAD)
     if share < EVEN:
         correction += steepness * math.log(share)
@@ -157,6 +162,14 @@ def compare(
         if canary and other:
             ratios.append(math.log(other / canary) + correction)
     return replace(found, gain=_gain(ratios), blocks=len(ratios), correction=correction)
+
+
+def _relief(c: Comparison, before: float | None, asked_before: float | None) -> float:
+    """By how much the baseline itself has become faster since the canary takes a part of the same load, as a log."""
+    during = value_of(c.figure, c.baseline) if c.baseline else None
+    if not before or not during or not asked_before or not EVEN <= c.wanted / asked_before <= 1 / EVEN:
+        return 0.0
+    return math.log(before / during)
 
 
 def _alike(baseline: list[Window], canaries: list[Window]) -> list[Window]:

@@ -97,8 +97,8 @@ def test_the_correction_is_bounded_and_never_speaks_for_drafts(slope: float, cor
     assert o.estimates.load_corrections["ngram"] == pytest.approx(correction)
 
 
-@pytest.mark.parametrize(("slope", "correction"), [(3.0, LARGEST_CORRECTION), (-3.0, -LARGEST_CORRECTION)])
-def test_it_may_speak_for_no_speculation(slope: float, correction: float) -> None:
+@pytest.mark.parametrize(("slope", "correction"), [(3.0, 3.0 * math.log2(3 / 2)), (-3.0, -LARGEST_CORRECTION)])
+def test_it_may_speak_for_no_speculation_as_far_as_it_is_borne_out(slope: float, correction: float) -> None:
     window = traffic(acceptance=0.2)
     pods = tuple(pod(f"p{i}", "old", NGRAM, window) for i in range(2))
     base = observation(pods=pods, active=NGRAM, menu=MENU, workload=workload(rendered(MENU, "ngram"), replicas=2))
@@ -220,7 +220,41 @@ def test_while_a_canary_is_there_the_load_of_now_is_what_it_leaves() -> None:
     assert asked[-4:-2] == pytest.approx([1.5 * LOAD, LOAD])
 
 
-@given(st.floats(-0.2, 0.2), st.floats(0.005, 0.1))
+@pytest.mark.parametrize(
+    ("before", "asked", "believed"),
+    [
+        (0.04, 1.0, 0.3),
+        (0.025, 1.0, math.log(1.25)),
+        (0.021, 1.0, LARGEST_CORRECTION),
+        (0.01, 1.0, LARGEST_CORRECTION),
+        (0.04, 1.3, LARGEST_CORRECTION),
+        (0.04, 0.7, LARGEST_CORRECTION),
+        (0.04, None, LARGEST_CORRECTION),
+        (None, 1.0, LARGEST_CORRECTION),
+    ],
+    ids=[
+        "the baseline is twice as fast since",
+        "a quarter faster",
+        "hardly",
+        "slower",
+        "more was asked before",
+        "less was asked before",
+        "nobody knows what was asked before",
+        "nobody knows how fast it was",
+    ],
+)
+def test_what_the_model_says_of_the_whole_load_counts_as_far_as_the_baseline_felt_the_relief(
+    before: float | None, asked: float | None, believed: float
+) -> None:
+    """Near the limit of the pods one more makes all of them fast, and hides what is wrong with what runs."""
+    now = compare((canary(0.02),), old(2), NOW - 55, NOW, None).wanted
+    found = compare(
+        (canary(0.02),), old(2), NOW - 55, NOW, before, asked_before=asked and asked * now, correction=0.3
+    )
+    assert found.correction == pytest.approx(believed, abs=1e-3)
+
+
+@given(st.floats(-0.2, 0.1), st.floats(0.005, 0.1))
 def test_the_correction_moves_the_whole_interval_and_nothing_else(correction: float, step: float) -> None:
     pods = (canary(step),), old(2)
     plain = compare(*pods, NOW - 55, NOW, None)
