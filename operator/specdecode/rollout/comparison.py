@@ -130,8 +130,8 @@ def compare(
     whole workload before the change, at a load of `asked_before` tokens/s.
 
     `correction` is added to the log of the ratio as far as it is borne out: what the model says of the load after a
-    promotion, where a pod more takes a part of it now. `steepness`: the power of the load by which TPOT grows, where a canary with less of it than
-    the others is not to win by that (traffic is not dealt out evenly everywhere).
+    promotion, where a pod more takes a part of it now. `steepness`: the power of the load by which TPOT grows, where a
+    canary with less of it than the others is not to win by that (traffic is not dealt out evenly everywhere).
     """
     ours, everyone = ([p.window.since(since) for p in pods] for pods in (canaries, baseline))
     measured, theirs = pods_together(ours), _alike(everyone, ours)

@@ -212,9 +212,12 @@ def test_whoever_else_takes_part_an_agent_fares_the_same() -> None:
     together, apart = (simulate(s, seed=3, processes=n) for n in (1, 2))
     by_itself = simulate(s, ["alone"], seed=3)
     assert list(apart.agents) == list(together.agents)
-    assert apart.changes == together.changes
-    assert apart.timeline == together.timeline
+    # Sums are added in another order, on some machines, so they are alike but for rounding.
+    for one, other in zip(apart.changes, together.changes, strict=True):
+        assert one["predicted_gain"] == pytest.approx(other["predicted_gain"], abs=1e-4)
+        assert one | {"predicted_gain": None} == other | {"predicted_gain": None}
+    for row, same in zip(apart.timeline, together.timeline, strict=True):
+        assert row == pytest.approx(same)
     for name, figures in [*apart.agents.items(), *by_itself.agents.items()]:
-        # Sums are added in another order, so they are alike but for rounding.
         assert figures["tpot_mean"] == pytest.approx(together.agents[name]["tpot_mean"], rel=1e-5)
         assert figures["ttft_mean"] == pytest.approx(together.agents[name]["ttft_mean"], rel=1e-5)

@@ -162,7 +162,7 @@ def _change(change: Change) -> Json:
 
 
 def _interval(e: Estimate | None) -> Json | None:
-    return None if e is None else {"value": e.value, "low": e.low, "high": e.high}
+    return None if e is None else {f: round(getattr(e, f), 4) for f in ("value", "low", "high")}
 
 
 def _calibration(calibration: Calibration, operator: Operator) -> Json:
