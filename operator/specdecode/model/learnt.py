@@ -186,6 +186,9 @@ class LearntModel:
         unexplained, variance = (float(v[0]) for v in self._misfit.at(option.profile, asked[middle : middle + 1]))
         tpot = _widened(Estimate(value, min(low, value), max(high, value)), unexplained, variance)
         headroom = settled.headroom.reshape(3, -1)[:, middle] * levels[middle]
+        if headroom[1] < 1:
+            # At the largest batch capacity is batch size over TPOT: what is unexplained of one is of the other.
+            headroom = headroom / math.exp(unexplained)
         most, capacity, least = (headroom * max(load.tokens_per_second, 1e-6)).tolist()
         return Prediction(
             tpot,

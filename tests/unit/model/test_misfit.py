@@ -97,3 +97,19 @@ def test_the_models_answers_move_with_it_and_say_what_part_of_them_it_is() -> No
     (estimate,) = after.tpots(OFF, here, [500.0])
     assert estimate.value == pytest.approx(before.tpots(OFF, here, [500.0])[0].value * math.exp(found.unexplained))
     assert after.predict(DRAFT, here).unexplained == pytest.approx(0.2, abs=0.03)
+
+
+@pytest.mark.parametrize(("asked", "moves"), [(500.0, False), (20_000.0, True)], ids=["with room", "overloaded"])
+def test_pods_that_fall_behind_have_the_capacity_that_their_tokens_show(asked: float, moves: bool) -> None:
+    """At the largest batch, batch size over TPOT is what they serve; below it, waiting explains TPOT as well."""
+    plain = known(load_surface(DENSE), OFF, (4.0, 16.0, 64.0))
+    off = replace(plain, residuals=off_by(-0.4, asked).residuals)
+    here = OfferedLoad(asked, 0.2 * asked, 400.0, 200.0)
+    was, found = (
+        LearntModel({OFF.profile: k}, {OFF.profile: None}, 256, 512, NOW).predict(OFF, here) for k in (plain, off)
+    )
+    assert found.unexplained < -0.2 and was.saturated is moves
+    more = math.exp(-found.unexplained) if moves else 1.0
+    assert found.headroom == pytest.approx(was.headroom * more)
+    assert found.capacity is not None and was.capacity is not None
+    assert found.capacity.value == pytest.approx(was.capacity.value * more)

@@ -248,9 +248,7 @@ def test_what_the_model_says_of_the_whole_load_counts_as_far_as_the_baseline_fel
 ) -> None:
     """Near the limit of the pods one more makes all of them fast, and hides what is wrong with what runs."""
     now = compare((canary(0.02),), old(2), NOW - 55, NOW, None).wanted
-    found = compare(
-        (canary(0.02),), old(2), NOW - 55, NOW, before, asked_before=asked and asked * now, correction=0.3
-    )
+    found = compare((canary(0.02),), old(2), NOW - 55, NOW, before, asked_before=asked and asked * now, correction=0.3)
     assert found.correction == pytest.approx(believed, abs=1e-3)
 
 
