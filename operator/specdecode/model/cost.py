@@ -7,7 +7,7 @@ Options are compared at equal *offered load*, not at equal batch size: slower st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -46,6 +46,11 @@ class OfferedLoad:
     def prompts_per_token(self) -> float:
         """Prompt tokens to compute for each output token."""
         return self.prompt_tokens_per_second / max(self.tokens_per_second, 1e-9)
+
+    def at(self, tokens_per_second: float) -> OfferedLoad:
+        """More or less of the same requests."""
+        prompts = self.prompts_per_token * tokens_per_second
+        return replace(self, tokens_per_second=tokens_per_second, prompt_tokens_per_second=prompts)
 
 
 @dataclass(frozen=True)

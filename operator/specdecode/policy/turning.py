@@ -199,14 +199,7 @@ def _loads(o: Observation, today: _Case, choice: str, model: CostModel) -> list[
 def _over_loads(o: Observation, today: _Case, grid: Sequence[float], model: CostModel) -> Callable[[float], _Case]:
     """The case at any load from the first to the last of the grid, of requests like today's."""
     load, log_grid = today.load, np.log(grid)
-    loads = [
-        replace(
-            load,
-            tokens_per_second=asked,
-            prompt_tokens_per_second=load.prompt_tokens_per_second * asked / load.tokens_per_second,
-        )
-        for asked in grid
-    ]
+    loads = [load.at(asked) for asked in grid]
 
     def curve(option: Option) -> Callable[[float], Prediction]:
         predictions = [model.predict(option, one) for one in loads]
