@@ -23,6 +23,10 @@ def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     those only."""
     if not o.history or d.target is None:
         return None
+    tried_so = (h for h in o.history if h.reason == d.reason and seconds_of(h.finished_at) > o.now - DAY)
+    if d.reason is Reason.OVERLOADED and not any(tried_so):
+        # What a canary showed when there was less to do is what this does not go by.
+        return None
     profile, cooldown = d.target.profile, o.policy.rollout.cooldown
     until = last_tried(o, profile) + cooldown * backoff(o, profile)
     if not d.urgent:

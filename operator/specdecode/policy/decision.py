@@ -34,6 +34,7 @@ class Reason(StrEnum):
     WORTH_A_CANARY = "WorthACanary"
     BETTER_THRESHOLD = "BetterThreshold"
     RESTART_RESTORES = "RestartRestores"
+    OVERLOADED = "Overloaded"
     NO_BASELINE = "NoBaseline"
     WORTH_A_PROBE = "WorthAProbe"
     LOAD_TOO_SHORT = "LoadTooShort"

@@ -295,6 +295,7 @@ class _Here:
             bands={option.profile: model.band(option, load) for option in self.menu.options if option.speculation},
             load_corrections={c.profile: self.load_correction(c) for c in _corrected(o, self.menu, candidates)},
             steepness={c.profile: self.steepness(c) for c in _corrected(o, self.menu, candidates)},
+            own_is_untried=load is not None and self.menu.own is not None and not self._was_seen(self.menu.own, load),
         )
 
     def predict(self, option: Option, load: OfferedLoad) -> Prediction:
@@ -327,8 +328,7 @@ class _Here:
             return option
         tuned = self.model.tuned(option, load, one_threshold=not schedules)
         best = option
-        known = self.o.knowledge.get(option.profile)
-        worth = SCHEDULE_WORTH if known is not None and self._was_seen(option, known) else GUESSED_WORTH
+        worth = SCHEDULE_WORTH if self._was_seen(option, load) else GUESSED_WORTH
         if tuned is not None and self._mean(tuned) < self._mean(option) - worth:
             best = tuned
         active = self.o.active
@@ -337,13 +337,12 @@ class _Here:
         # Another schedule of what runs is worth a change only for a gain of its own.
         return best if self._mean(best) < self._mean(active) - self.o.policy.objective.minimum_gain / 2 else active
 
-    def _was_seen(self, option: Option, known: Knowledge) -> bool:
+    def _was_seen(self, option: Option, load: OfferedLoad) -> bool:
         """Whether the option's own K ran at batch sizes like those that it would settle at."""
-        if self.load is None:
-            return False
-        settles = self.predict(option, self.load).batch_size
-        k = option.speculation.num_speculative_tokens if option.speculation else 0
-        return any(t.k == k and 1 / NEAR < t.batch_size / max(settles, 1.0) < NEAR for t in known.step_times)
+        known, settles = self.o.knowledge.get(option.profile), self.predict(option, load).batch_size
+        k = option.speculation.k_at(settles) if option.speculation else 0
+        steps = known.step_times if known is not None else ()
+        return any(t.k == k and 1 / NEAR < t.batch_size / max(settles, 1.0) < NEAR for t in steps)
 
     def _mean(self, option: Option) -> float:
         """Mean of log TPOT over today's load and those of the past, each token alike."""

@@ -31,7 +31,7 @@ from specdecode.policy.guards import (
 from specdecode.policy.observation import Observation
 from specdecode.policy.options import configuration, describe
 from specdecode.policy.outlook import worth_of_trying
-from specdecode.policy.past import backoff, last_failed, last_tried
+from specdecode.policy.past import backoff, fell_behind, last_failed, last_tried
 from specdecode.policy.spare import cannot_go_back, cannot_spare_much, one_is_given_up
 
 Gate = Callable[[Observation], Decision | None]
@@ -222,6 +222,39 @@ def _above_band(o: Observation) -> bool:
     return band is None or batch > band.end
 
 
+def overloaded_by_ours(o: Observation) -> Decision | None:
+    """The pods have long fallen behind with what the user did not choose, and nobody knows whether what they did choose
+    would carry more: a canary, one pod more, cannot tell, so it gets to run."""
+    e, own = o.estimates, o.menu.own if o.menu is not None else None
+    if o.policy.mode is not Mode.AUTO or o.active is None or own is None or own.profile == o.active.profile:
+        return None
+    here, would, load = e.running, e.predictions.get(own.profile), e.load
+    if here is None or would is None or load is None or not e.own_is_untried or _breaks_a_promise(o, own):
+        return None
+    carried = here.headroom * load.tokens_per_second
+    long = o.loads.between(o.now - OVERLOADED_FOR, o.now)
+    if long is None or long[0] < carried * max(1, len(o.running(o.active))):
+        return None
+    if would.capacity is not None and would.capacity.high < carried:
+        return None
+    return Decision(
+        Reason.OVERLOADED,
+        f"the pods have fallen behind with {describe(o.active)} for {format_duration(OVERLOADED_FOR)}, and nobody has"
+        f" seen what {describe(own)} carries, which the manifest asks for: it gets to run",
+        own,
+        change=True,
+        gain=e.gain(own),
+        required_gain=-OWN_MAY_LOSE,
+        urgent=True,
+    )
+
+
+OVERLOADED_FOR = 1800.0
+"""Seconds for which more is asked than the pods can carry before what the user chose is to carry it."""
+OWN_MAY_LOSE = 0.25
+"""By how much slower its canary may be, which has little to do."""
+
+
 def no_baseline(o: Observation) -> Decision | None:
     """Nobody has seen this workload without speculation: what it gains is not known before one pod runs without."""
     if o.policy.mode is not Mode.AUTO:
@@ -343,6 +376,7 @@ CHAIN: tuple[Gate, ...] = (
     # what pays
     a_change_pays,
     restart_restores,
+    overloaded_by_ours,
     no_baseline,
     worth_a_probe,
     keep_what_runs,
@@ -369,10 +403,15 @@ def _admissible(o: Observation, option: Option) -> bool:
     return not prediction.saturated or o.estimates.makes_room(option.profile)
 
 
+def _breaks_a_promise(o: Observation, option: Option) -> str | None:
+    """Why an option is out of the question: users would wait longer than was promised, or for ever."""
+    return breaks_tpot_limit(o, option) or fills_kv_cache(o, option) or fell_behind(o, option.profile)
+
+
 def _barred(o: Observation, option: Option) -> str | None:
     """Why a candidate may not be tried now: it would break a promise, could not be taken back, or its acceptance was
     just seen to be low and it is not sure to pay."""
-    if broken := breaks_tpot_limit(o, option) or fills_kv_cache(o, option):
+    if broken := _breaks_a_promise(o, option):
         return broken
     if o.active is not None and option.profile == o.active.profile:
         # Another schedule of what runs.

@@ -148,6 +148,8 @@ class Estimates:
     ratios of TPOTs, by profile."""
     steepness: Mapping[str, float] = field(default_factory=dict)
     """By which power of the load TPOT grows with each candidate, at the load of now and below."""
+    own_is_untried: bool = False
+    """Whether what the user's own manifest says never ran at batch sizes like those where it would settle now."""
     restart: Freshness | None = None
     """What fresh pods of the active option would be better at; None: nothing that is known."""
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
 
+from specdecode.api.quantities import format_duration
 from specdecode.api.v1alpha1 import HistoryEntry, Outcome
 from specdecode.model.loads import DAY
 from specdecode.model.tokens import moved
@@ -16,6 +17,9 @@ from specdecode.policy.spare import NO_CAPACITY, can_spare_one
 
 MAX_BACKOFF = 16
 """A change that failed again and again is tried again after at most this many cool-downs."""
+BACKLOG = 2.0
+"""Factor by which the load of pods that fall behind may be more than what is asked of them: what waits is a part of
+it, up to as much again."""
 LOAD_TURNED = 1.5
 """Factor in load from which an earlier failure proves nothing."""
 HOUR = 3600.0
@@ -76,6 +80,23 @@ def tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
         if room and entry.outcome_reason == NO_CAPACITY:
             continue
         yield entry
+
+
+def fell_behind(o: Observation, profile: str) -> str | None:
+    """That the pods were seen to fall behind with a profile today, at no more than the load of now, where it is not
+    sure that it would be faster."""
+    option = o.estimates.candidate(profile)
+    gain = o.estimates.gain(option) if option is not None else None
+    if gain is not None and gain.low > 0:
+        return None
+    now = o.loads.at(o.now) or 0.0
+    for entry in o.history:
+        if entry.reason != Reason.OVERLOADED or entry.outcome is not Outcome.SUCCESSFUL:
+            continue
+        age, then = o.now - seconds_of(entry.finished_at), o.loads.at(seconds_of(entry.started_at))
+        if entry.source.profile == profile and age < DAY and then is not None and now > then / BACKLOG:
+            return f"the pods fell behind with it {format_duration(round(age))} ago, at no more load than now"
+    return None
 
 
 def last_failed(o: Observation, profile: str) -> float:

@@ -64,6 +64,7 @@ def judge(
     decided_at: float | None = None,
     lost: int = 0,
     relief: bool = False,
+    to_be_proven: bool = True,
 ) -> Verdict | None:
     """The verdict, or None while there is none yet. Harm is called early; success after the whole time, where it is
     plain after half of it, and not in a lull.
@@ -73,6 +74,8 @@ def judge(
     again and again must show more: each time half as large an error is allowed.
     """
     rules = policy.rollout.analysis
+    if not to_be_proven:
+        return _unless_worse(c, policy, required_gain)
     how = "before and after, for want of a baseline: " if c.before_and_after else ""
     if errors := _errors(c):
         return Verdict(Outcome.FAILED, Ending.REQUESTS_FAIL, errors, c.gain)
@@ -129,6 +132,19 @@ def judge(
         )
     again = f"; after {lost} that did not prove it today, it takes more than that" if lost else ""
     return Verdict(Outcome.INCONCLUSIVE, Ending.NOT_SURE, f"{how}no clear answer in time: {c.shown}{again}", c.gain)
+
+
+def _unless_worse(c: Comparison, policy: SpecDecodePolicySpec, required_gain: float) -> Verdict | None:
+    """Success after the whole time, but where requests fail or the canary is surely worse than the required gain."""
+    if errors := _errors(c):
+        return Verdict(Outcome.FAILED, Ending.REQUESTS_FAIL, errors, c.gain)
+    if c.gain is not None and c.gain.high < required_gain:
+        return Verdict(Outcome.FAILED, Ending.SLOWER, f"the canary is slower: {c.shown}", c.gain)
+    if c.seconds < policy.rollout.analysis.duration:
+        return None
+    if c.canary is None:
+        return Verdict(Outcome.ERROR, Ending.NOT_MEASURED, "the canary did not answer with metrics")
+    return Verdict(Outcome.SUCCESSFUL, Ending.PROMOTED, f"promoting, as nothing speaks against it: {c.shown}", c.gain)
 
 
 def _at_the_least(gain: Estimate, lost: int) -> float:

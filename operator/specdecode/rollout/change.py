@@ -207,6 +207,7 @@ def analysing(c: Change) -> Step:
         decided_at=decided_at,
         lost=lost_today(c.o, c.rollout.target.profile),
         relief=target is not None and c.o.estimates.relieved_by(target),
+        to_be_proven=c.rollout.reason != Reason.OVERLOADED,
     )
     if verdict is None:
         if c.late:

@@ -15,7 +15,7 @@ from specdecode.api.v1alpha1 import RolloutPhase
 from specdecode.model.cost import Band, OfferedLoad, Option, Prediction
 from specdecode.model.equilibrium import Array
 from specdecode.model.estimate import Estimate
-from specdecode.model.knowledge import Knowledge
+from specdecode.model.knowledge import Knowledge, StepTime
 from specdecode.model.loads import BUCKET, LoadHistory
 from specdecode.model.window import Window
 from specdecode.policy.clock import text_of
@@ -35,7 +35,7 @@ from specdecode.policy.observation import Observation
 from specdecode.rollout.phases import advance
 from specdecode.vllm.metrics import Page
 from specdecode.vllm.speculation import BatchRange, Speculation
-from support.world import CONTAINER, NOW, menu, merged, observation, option, pod, spec, traffic
+from support.world import CONTAINER, NOW, menu, merged, observation, option, pod, rendered, spec, traffic
 
 MENU = menu(spec())
 OFF, NGRAM = option(MENU, "disabled"), option(MENU, "ngram")
@@ -512,6 +512,21 @@ def test_a_schedule_pays_over_the_loads_that_come_not_only_now() -> None:
     )
     assert candidate(quiet, Busy(BETTER)) == NGRAM
     assert candidate(busy, Busy(BETTER)) == SCHEDULE
+
+
+@pytest.mark.parametrize(
+    ("starts", "k", "batch", "untried"),
+    [("ngram", 5, 6.0, False), ("ngram", 5, 90.0, True), ("ngram", 3, 6.0, True), ("disabled", 0, 8.0, False)],
+    ids=["there", "at other batches", "at another K", "it runs"],
+)
+def test_what_the_manifest_says_is_untried_until_it_ran_at_batch_sizes_like_those_of_now(
+    starts: str, k: int, batch: float, untried: bool
+) -> None:
+    m = menu(TUNED, rendered(menu(TUNED), starts))
+    steps = (StepTime(batch, batch * (k + 1), 0.02, k=k, measured_at=NOW - 600),)
+    o = observation(TUNED, menu=m, knowledge={starts: Knowledge(NOW - 600, step_times=steps)})
+    assert o.estimates.predictions[starts].batch_size == pytest.approx(6.0, rel=0.4)
+    assert o.estimates.own_is_untried is untried
 
 
 @pytest.mark.parametrize(("gain", "stays"), [(0.001, True), (0.2, False)])

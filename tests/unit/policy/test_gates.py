@@ -14,11 +14,11 @@ from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Drafts, Knowledge, StepTime
 from specdecode.model.loads import BUCKET, DAY, LoadHistory
 from specdecode.policy.brakes import changes_exhausted, may_act
-from specdecode.policy.clock import text_of
+from specdecode.policy.clock import seconds_of, text_of
 from specdecode.policy.decision import Decision, Reason
-from specdecode.policy.gates import PROBE_EVERY, decide
+from specdecode.policy.gates import OWN_MAY_LOSE, PROBE_EVERY, decide
 from specdecode.policy.observation import Observation, Problem
-from specdecode.policy.past import MEASURED, backoff, lost_today
+from specdecode.policy.past import MEASURED, backoff, fell_behind, lost_today
 from specdecode.policy.spare import LONG_AGO, can_spare_one, one_is_given_up
 from specdecode.rollout.ending import Ending
 from specdecode.vllm.speculation import BatchRange
@@ -697,6 +697,107 @@ def test_without_a_spare_gpu_nothing_is_turned_on_that_could_not_be_taken_back(
     assert d.change is turned_on
     if not turned_on:
         assert "a pod would have to be given up for it" in d.message
+
+
+# --- what the user chose, when the pods fall behind ----------------------------------------------------------------
+
+
+def falling_behind(
+    starts: str = "ngram", minutes: int = 60, headroom: float = 0.8, untried: bool = True, most: float = 9.0, **kw: Any
+) -> Observation:
+    """Nothing speculates, the pods carry four fifths of the load, and what the manifest says starts n-gram, which is
+    expected to be no faster and to carry so much at most."""
+    o = expecting(-0.1, spread=1.02, benefit=-1.0, payback=None, knowledge=without(), **kw)
+    here, load = o.estimates.running, o.estimates.load
+    assert here is not None and load is not None
+    asked = load.tokens_per_second
+    full = replace(here, headroom=headroom, capacity=None)
+    ngram = replace(
+        o.estimates.predictions["ngram"],
+        headroom=headroom,
+        capacity=Estimate(asked * headroom, asked * headroom / 2, asked * headroom * most),
+    )
+    quiet, busy = max(0, 24 - minutes // 5), minutes // 5 + 1
+    return unable(
+        replace(
+            o,
+            menu=menu(o.policy, rendered(menu(o.policy), starts)),
+            loads=LoadHistory(int(NOW // BUCKET) - 24, (asked,) * quiet + (3 * asked,) * busy, BUCKET),
+        ),
+        running=full,
+        modelled=full,
+        predictions={"disabled": full, "ngram": ngram},
+        own_is_untried=untried,
+    )
+
+
+@pytest.mark.parametrize(
+    ("o", "asks"),
+    [
+        (falling_behind(), True),
+        (falling_behind("disabled"), False),
+        (falling_behind(minutes=15), False),
+        (falling_behind(headroom=1.2), False),
+        (falling_behind(untried=False), False),
+        (falling_behind(most=0.9), False),
+        (falling_behind(policy=spec(mode="Recommend")), False),
+    ],
+    ids=[
+        "nobody has seen what it carries",
+        "it is what runs",
+        "not for long",
+        "they carry the load",
+        "it was seen at such batches",
+        "it is sure to carry less",
+        "a recommendation is for what is better",
+    ],
+)
+def test_pods_that_fall_behind_for_long_get_back_what_the_user_chose(o: Observation, asks: bool) -> None:
+    """A canary is one pod more, and cannot tell what all of them would carry."""
+    d = decide(o)
+    assert (d.reason is Reason.OVERLOADED) is d.change is asks
+    if asks:
+        assert d.target is not None and d.target.profile == "ngram" and d.required_gain == -OWN_MAY_LOSE
+        assert "fallen behind with disabled for 30m" in d.message
+        assert d.held_back is None
+
+
+def test_what_its_canaries_showed_when_there_was_less_to_do_does_not_hold_it_back_but_what_it_came_to_does() -> None:
+    probes = tuple(slower(ago=900.0 + i) for i in range(3))
+    d = decide(falling_behind(history=probes))
+    assert d.reason is Reason.OVERLOADED and d.held_back is None
+    failed = entry(Outcome.FAILED, ago=900.0, reason=Reason.OVERLOADED, outcome_reason=Ending.CANARY_CRASH_LOOPING)
+    again = decide(falling_behind(history=(failed, *probes)))
+    assert again.held_back is not None and again.held_back[0] is Reason.COOLING_DOWN
+
+
+@pytest.mark.parametrize(
+    ("now", "ago", "sure", "back"),
+    [(1.0, 3600.0, False, False), (0.4, 3600.0, False, True), (1.0, 1.1 * DAY, False, True), (1.0, 3600.0, True, True)],
+    ids=["as much is asked", "less than half is", "that was yesterday", "it is sure to be faster"],
+)
+def test_what_the_pods_fell_behind_with_does_not_come_back_while_as_much_is_asked(
+    now: float, ago: float, sure: bool, back: bool
+) -> None:
+    went = entry(ago=ago, source=Configuration(profile="ngram"), target="disabled", reason=Reason.OVERLOADED)
+    o = expecting(0.5, spread=1.05 if sure else 2.0, history=(went,))
+    load = o.loads.at(NOW)
+    assert load is not None
+    then = (seconds_of(went.started_at) - NOW) // BUCKET
+    loads = LoadHistory(int(NOW // BUCKET + then), (load / now, *[-1.0] * int(-then - 1), load), BUCKET)
+    o = replace(o, loads=loads)
+    assert (fell_behind(o, "ngram") is None) is back
+    assert decide(o).change is back
+
+
+def test_nor_does_a_guard_bring_it_back() -> None:
+    low = running_ngram(acceptance=0.2)
+    assert decide(low).reason is Reason.ACCEPTANCE_BELOW_FLOOR
+    went = entry(ago=3600.0, source=Configuration(profile="disabled"), reason=Reason.OVERLOADED)
+    load = low.loads.at(NOW)
+    assert load is not None
+    loads = LoadHistory(int(NOW // BUCKET) - 20, (load,) * 21, BUCKET)
+    assert decide(replace(low, history=(went,), loads=loads)).reason is not Reason.ACCEPTANCE_BELOW_FLOOR
 
 
 @pytest.mark.parametrize(

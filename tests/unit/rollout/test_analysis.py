@@ -385,6 +385,27 @@ def test_what_lost_before_must_show_more_each_time(low: float, lost: int, promot
     assert promoted or f"after {lost} that did not prove it today" in found.message
 
 
+@pytest.mark.parametrize(
+    ("c", "outcome", "message"),
+    [
+        (comparison((-0.1, -0.2, 0.0)), Outcome.SUCCESSFUL, "nothing speaks against it: gain -10 %"),
+        (comparison(None), Outcome.SUCCESSFUL, "too few blocks"),
+        (comparison((-0.1, -0.2, 0.0), seconds=DURATION - 1), None, ""),
+        (comparison((-0.4, -0.5, -0.3), seconds=60.0), Outcome.FAILED, "slower"),
+        (comparison(canary=measured(server_errors=9.0)), Outcome.FAILED, "requests failed"),
+        (comparison(None, canary=None), Outcome.ERROR, "did not answer"),
+        (comparison((0.0, -0.1, 0.1), queued=(0.0, -800.0), fills=True), Outcome.SUCCESSFUL, "promoting"),
+    ],
+    ids=["no faster", "not comparable", "not yet", "far slower", "it fails", "it is silent", "beside a queue"],
+)
+def test_what_the_user_chose_is_not_to_be_proven_only_to_work(
+    c: Comparison, outcome: Outcome | None, message: str
+) -> None:
+    found = judge(c, POLICY, -0.25, protect_tail=False, to_be_proven=False)
+    assert (found.outcome if found else None) is outcome
+    assert message in (found.message if found else "")
+
+
 @pytest.mark.parametrize("required", [0.0, REQUIRED])
 def test_what_serves_less_than_pods_that_work_off_a_queue_proves_nothing(required: float) -> None:
     """Unless it has more room than they have: then it has to take what comes, no more."""
