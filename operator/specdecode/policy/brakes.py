@@ -40,7 +40,8 @@ def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
 
 def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     """The policy allows so many changes a day. What is turned on to see whether it pays, in vain, takes at most half of
-    them, and the last one is kept for switching off: what users feel must be answered whatever was tried before."""
+    them, and the last one is kept for the way back, to no speculation or to what the manifest says: what users feel
+    must be answered whatever was tried before."""
     limit = o.policy.rollout.max_changes_per_day
     # A canary that found no node changed nothing.
     today = [h for h in o.history if seconds_of(h.started_at) > o.now - DAY and h.outcome_reason != NO_CAPACITY]
@@ -49,12 +50,14 @@ def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
         for h in today
         if h.reason in FINDING_OUT and h.outcome is not Outcome.SUCCESSFUL and h.outcome_reason not in UNTOLD
     ]
-    turns_on = d.target is not None and d.target.speculation is not None
+    own = o.menu.own if o.menu is not None else None
+    goes_back = own is not None and d.target is not None and d.target.profile == own.profile and d.reason not in PROBES
+    turns_on = d.target is not None and d.target.speculation is not None and not goes_back
     said = f"{len(today)} changes in 24 hours; spec.rollout.maxChangesPerDay allows {limit}"
     if len(today) >= limit:
         return Reason.CHANGES_EXHAUSTED, said
     if turns_on and len(today) >= max(1, limit - 1):
-        return Reason.CHANGES_EXHAUSTED, f"{said}, and the last is kept for switching off"
+        return Reason.CHANGES_EXHAUSTED, f"{said}, and the last is kept for the way back"
     if turns_on and d.reason in FINDING_OUT and len(in_vain) >= max(1, limit // 2):
         return Reason.CHANGES_EXHAUSTED, f"{len(in_vain)} of {said}, and half of them at most for what is tried in vain"
     return None

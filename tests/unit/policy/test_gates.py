@@ -237,7 +237,7 @@ SURE, UNSURE = Reason.CHEAPER_PROFILE, Reason.WORTH_A_CANARY
     ("wanted", "target", "before", "says"),
     [
         (SURE, "ngram", today(SURE, 4), None),
-        (SURE, "ngram", today(SURE, 5), "the last is kept for switching off"),
+        (SURE, "ngram", today(SURE, 5), "the last is kept for the way back"),
         (SURE, "disabled", today(SURE, 5), None),
         (SURE, "disabled", today(SURE, 6), "allows 6"),
         (UNSURE, "ngram", today(UNSURE, 2), None),
@@ -251,10 +251,25 @@ SURE, UNSURE = Reason.CHEAPER_PROFILE, Reason.WORTH_A_CANARY
 def test_a_day_keeps_changes_for_what_users_feel(
     wanted: Reason, target: str, before: tuple[HistoryEntry, ...], says: str | None
 ) -> None:
-    """Half of them are for what may be turned on in vain, and the last for switching off."""
+    """Half of them are for what may be turned on in vain, and the last for the way back."""
     o = observation(history=before)
     held = changes_exhausted(o, Decision(wanted, "", option(menu(spec()), target), change=True))
     assert (held is None) if says is None else (held is not None and says in held[1])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "before", "held"),
+    [(UNSURE, today(UNSURE, 5), False), (UNSURE, today(SURE, 6), True), (Reason.WORTH_A_PROBE, today(SURE, 5), True)],
+    ids=["it is believed to pay", "none is left", "it is only a question"],
+)
+def test_the_last_one_is_for_what_the_manifest_says_as_well(
+    wanted: Reason, before: tuple[HistoryEntry, ...], held: bool
+) -> None:
+    own = menu(spec(), rendered(menu(spec()), "ngram"))
+    found = changes_exhausted(
+        observation(menu=own, history=before), Decision(wanted, "", option(own, "ngram"), change=True)
+    )
+    assert (found is not None) is held
 
 
 def test_a_field_that_was_taken_back_is_not_fought_over() -> None:
