@@ -4,10 +4,11 @@ python benchmarks/bench_no_harm.py [--count N] [--first SEED] [--processes N] [-
 
 Interrupted (Ctrl-C), it counts the days that it has run. A day that was harmed is told as soon as it is known.
 
-The operator may cost what its canaries lost while they were measured, and `NOISE`: more is harm, unless it served
-requests that alone would still wait at the end of the day, or all requests faster for having waited less. Writes
-benchmarks/results/no-harm.json, with the worst scenarios as YAML: saved in benchmarks/scenarios (where the acceptance
-table lies that some of them name), they run with `specdecode simulate`.
+The operator may cost what its canaries lost while they were measured, what the pods that were left lost while one given
+up for a canary started and came back, and `NOISE`: more is harm, unless it served requests that alone would still wait
+at the end of the day, or all requests faster for having waited less. Writes benchmarks/results/no-harm.json, with the
+worst scenarios as YAML: saved in benchmarks/scenarios (where the acceptance table lies that some of them name), they
+run with `specdecode simulate`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from random_scenarios import random_scenario
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from specdecode.api.v1alpha1 import Outcome
 from specdecode.policy.decision import Reason
 from specdecode.policy.spare import NO_CAPACITY
 from specdecode.sim.twin.agents import START, Look
@@ -93,6 +95,24 @@ def probe_cost(result: Result, scenario: Scenario) -> float:
     return cost
 
 
+def given_up_cost(result: Result, scenario: Scenario) -> float:
+    """What canaries that were not promoted cost where a pod was given up for them, as a share of TPOT: how much slower
+    the service was than alone while the one pod started, and the other again."""
+    tokens = [row["requests_per_second"] * (row[f"{ALONE} tpot"] or 0.0) for row in result.timeline]
+    times = [*(row["t"] for row in result.timeline), result.duration_seconds]
+    cost = 0.0
+    for change in result.changes:
+        if not change["gave_up_one"] or change["outcome"] == Outcome.SUCCESSFUL:
+            continue
+        for began in (_seconds(change[name]) for name in ("time", "finished")):
+            for row, (start, end) in zip(result.timeline, itertools.pairwise(times), strict=True):
+                share = max(0.0, min(began + scenario.roll_time, end) - max(began, start)) / (end - start)
+                ours, alone = row[f"{OPERATOR} tpot"], row[f"{ALONE} tpot"]
+                if share and ours and alone:
+                    cost += share * row["requests_per_second"] * max(0.0, ours - alone)
+    return cost / max(sum(tokens), 1e-9)
+
+
 def _seconds(time: str) -> float:
     return datetime.fromisoformat(time).timestamp() - START
 
@@ -103,12 +123,13 @@ def judge(text: str, *, seed: int | None = None) -> Json:
     result = simulate(scenario, [OPERATOR, ALONE], seed=seed, watch=exhausted.watch)
     ours, alone = result.agents[OPERATOR], result.agents[ALONE]
     slower = ours["tpot_mean"] / alone["tpot_mean"] - 1
-    cost = probe_cost(result, scenario)
+    cost, given_up = probe_cost(result, scenario), given_up_cost(result, scenario)
     return {
         "name": scenario.name,
         "slower": round(slower, 5),
         "probe_cost": round(cost, 5),
-        "harm": round(slower - cost, 5),
+        "given_up_cost": round(given_up, 5),
+        "harm": round(slower - cost - given_up, 5),
         "requests_slower": round(_request_seconds(ours) / _request_seconds(alone) - 1, 5),
         "waiting_at_end": {"operator": ours["waiting_at_end"], "alone": alone["waiting_at_end"]},
         "requests": round(sum(row["requests_per_second"] for row in result.timeline) * BUCKET),
@@ -171,6 +192,8 @@ def summary(judged: Sequence[Json], noises: Sequence[float]) -> Json:
         "scenarios": len(judged),
         "harmed": len(harmed),
         "worst_harm": max((j["harm"] for j in harmed), default=0.0),
+        "harmed_but_for_given_up_pods": sum(is_harmed(j | {"harm": j["harm"] + j["given_up_cost"]}) for j in judged)
+        - len(harmed),
         "slower_but_wait_less": sum(j["harm"] > NOISE for j in judged) - len(harmed),
         "not_harmed_but_wait_more": sum(
             j["requests_slower"] - j["probe_cost"] > MANY and not is_harmed(j) for j in judged
@@ -198,7 +221,8 @@ def lines(found: Json) -> Iterator[str]:
     """For the terminal."""
     yield (
         f"{found['scenarios']} scenarios: {found['harmed']} harmed (slower by more than what the canaries cost and"
-        f" {NOISE:.1%} of noise), worst {found['worst_harm']:+.2%}"
+        f" {NOISE:.1%} of noise), worst {found['worst_harm']:+.2%};"
+        f" {found['harmed_but_for_given_up_pods']} more if the pods given up for canaries are not counted as theirs"
     )
     yield (
         f"{found['slower_but_wait_less']} more were slower by the token, but made requests wait less;"

@@ -55,13 +55,31 @@ def test_a_canary_costs_what_it_lost_for_the_requests_that_it_served(bench: Modu
     assert bench.probe_cost(result, scenario) == pytest.approx(500 / 6000 / 4 * 0.25)
 
 
+def test_a_pod_that_is_given_up_costs_what_the_others_are_slower_by_while_pods_start(bench: ModuleType) -> None:
+    scenario = bench.scenario_of(yaml.safe_dump({**bench.random_scenario(0), "rollTime": "100s"}))
+    row = {"requests_per_second": 2.0, "operator tpot": 0.03, "alone tpot": 0.02}
+    lost = {
+        "time": "2026-01-01T00:05:00Z",
+        "finished": "2026-01-01T00:15:00Z",
+        "gave_up_one": True,
+        "outcome": "Failed",
+    }
+    others = [{**lost, "gave_up_one": False}, {**lost, "outcome": "Successful"}]
+    result = SimpleNamespace(
+        timeline=[{"t": t, **row} for t in range(0, 6000, 300)], duration_seconds=6000.0, changes=[lost, *others]
+    )
+    # Twice 100 s of 6000, half as slow again.
+    assert bench.given_up_cost(result, scenario) == pytest.approx(200 / 6000 * 0.5)
+
+
 def judged(
     name: str, slower: float, cost: float, waiting: tuple[int, int] = (0, 0), requests: float = 0.0
 ) -> dict[str, object]:
     """A day of 10,000 requests that are so much slower, of which so many wait at its end with the operator, and with
     the service alone."""
     return {
-        "name": name, "slower": slower, "probe_cost": cost, "harm": slower - cost, "changes": 2, "limit": 6,
+        "name": name, "slower": slower, "probe_cost": cost, "given_up_cost": 0.0, "harm": slower - cost, "changes": 2,
+        "limit": 6,
         "waiting_at_end": {"operator": waiting[0], "alone": waiting[1]},
         "requests": 10_000, "requests_slower": requests,
         "most_changes_in_a_day": 2, "exhausted": {"changes": 0, "restarts": 0}, "predictions": 10, "covered": 9,

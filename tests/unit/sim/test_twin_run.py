@@ -98,6 +98,7 @@ def test_the_figures_of_a_result_keep_their_names(result: Result) -> None:
     ]  # fmt: skip
     assert list(out["changes"][0]) == [
         "time", "finished", "from", "to", "trigger", "outcome", "reason", "message", "predicted_gain", "canary_gain",
+        "gave_up_one",
     ]  # fmt: skip
 
 

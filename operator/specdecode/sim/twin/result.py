@@ -158,6 +158,7 @@ def _change(change: Change) -> Json:
         "message": entry.message,
         "predicted_gain": _interval(change.predicted),
         "canary_gain": entry.gain and entry.gain.model_dump(),
+        "gave_up_one": entry.give_up_one,
     }
 
 
