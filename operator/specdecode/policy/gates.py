@@ -31,7 +31,7 @@ from specdecode.policy.guards import (
 from specdecode.policy.observation import Observation
 from specdecode.policy.options import configuration, describe
 from specdecode.policy.outlook import worth_of_trying
-from specdecode.policy.past import backoff, fell_behind, last_failed, last_tried
+from specdecode.policy.past import backoff, fell_behind, last_changed, last_failed, last_tried
 from specdecode.policy.spare import cannot_go_back, cannot_spare_much, one_is_given_up
 
 Gate = Callable[[Observation], Decision | None]
@@ -231,9 +231,9 @@ def overloaded_by_ours(o: Observation) -> Decision | None:
     here, would, load = e.running, e.predictions.get(own.profile), e.load
     if here is None or would is None or load is None or not e.own_is_untried or _breaks_a_promise(o, own):
         return None
-    carried = here.headroom * load.tokens_per_second
-    long = o.loads.between(o.now - OVERLOADED_FOR, o.now)
-    if long is None or long[0] < carried * max(1, len(o.running(o.active))):
+    since, carried = o.now - OVERLOADED_FOR, here.headroom * load.tokens_per_second
+    asked = o.loads.between(since, o.now) if o.loads.at(since) is not None else None
+    if asked is None or asked[0] < carried * max(1, len(o.running(o.active))) or last_changed(o) > since:
         return None
     if would.capacity is not None and would.capacity.high < carried:
         return None

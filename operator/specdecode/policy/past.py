@@ -105,6 +105,11 @@ def last_failed(o: Observation, profile: str) -> float:
     return max((seconds_of(h.finished_at) for h in failed), default=-math.inf)
 
 
+def last_changed(o: Observation) -> float:
+    """Unix seconds of the end of the last change that succeeded."""
+    return next((seconds_of(h.finished_at) for h in o.history if h.outcome is Outcome.SUCCESSFUL), -math.inf)
+
+
 def last_tried(o: Observation, profile: str) -> float:
     """Unix seconds of the end of the last of `tries`; minus infinity where there is none."""
     return next((seconds_of(h.finished_at) for h in tries(o, profile)), -math.inf)

@@ -746,6 +746,11 @@ def falling_behind(
     )
 
 
+def forgetful(o: Observation) -> Observation:
+    """The load is known of the last minutes only."""
+    return replace(o, loads=LoadHistory(int(NOW // BUCKET) - 1, o.loads.tokens_per_second[-2:], BUCKET))
+
+
 @pytest.mark.parametrize(
     ("o", "asks"),
     [
@@ -755,6 +760,8 @@ def falling_behind(
         (falling_behind(headroom=1.2), False),
         (falling_behind(untried=False), False),
         (falling_behind(most=0.9), False),
+        (falling_behind(history=(entry(ago=900.0, target="disabled"),)), False),
+        (forgetful(falling_behind()), False),
         (falling_behind(policy=spec(mode="Recommend")), False),
     ],
     ids=[
@@ -764,6 +771,8 @@ def falling_behind(
         "they carry the load",
         "it was seen at such batches",
         "it is sure to carry less",
+        "it was only just changed",
+        "nobody knows for how long",
         "a recommendation is for what is better",
     ],
 )
