@@ -135,16 +135,23 @@ def judge(
 
 
 def _unless_worse(c: Comparison, policy: SpecDecodePolicySpec, required_gain: float) -> Verdict | None:
-    """Success after the whole time, but where requests fail or the canary is surely worse than the required gain."""
+    """Success after the whole time, but where requests fail, the canary is surely worse than the required gain, or it
+    serves too few to show that it works."""
+    rules = policy.rollout.analysis
     if errors := _errors(c):
         return Verdict(Outcome.FAILED, Ending.REQUESTS_FAIL, errors, c.gain)
     if c.gain is not None and c.gain.high < required_gain:
         return Verdict(Outcome.FAILED, Ending.SLOWER, f"the canary is slower: {c.shown}", c.gain)
-    if c.seconds < policy.rollout.analysis.duration:
+    served = c.canary.finished if c.canary is not None else 0.0
+    if c.seconds >= rules.duration and served >= rules.minimum_requests:
+        message = f"promoting, as nothing speaks against it: {c.shown}"
+        return Verdict(Outcome.SUCCESSFUL, Ending.PROMOTED, message, c.gain)
+    if c.seconds < 2 * rules.duration:
         return None
     if c.canary is None:
         return Verdict(Outcome.ERROR, Ending.NOT_MEASURED, "the canary did not answer with metrics")
-    return Verdict(Outcome.SUCCESSFUL, Ending.PROMOTED, f"promoting, as nothing speaks against it: {c.shown}", c.gain)
+    few = f"fewer than {rules.minimum_requests} requests finished on the canary"
+    return Verdict(Outcome.INCONCLUSIVE, Ending.TOO_FEW_REQUESTS, few, c.gain)
 
 
 def _at_the_least(gain: Estimate, lost: int) -> float:

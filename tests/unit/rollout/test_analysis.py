@@ -393,10 +393,24 @@ def test_what_lost_before_must_show_more_each_time(low: float, lost: int, promot
         (comparison((-0.1, -0.2, 0.0), seconds=DURATION - 1), None, ""),
         (comparison((-0.4, -0.5, -0.3), seconds=60.0), Outcome.FAILED, "slower"),
         (comparison(canary=measured(server_errors=9.0)), Outcome.FAILED, "requests failed"),
-        (comparison(None, canary=None), Outcome.ERROR, "did not answer"),
+        (comparison(None, canary=None), None, ""),
+        (comparison(None, canary=None, **LATE), Outcome.ERROR, "did not answer"),
+        (comparison(canary=measured(finished=3.0)), None, ""),
+        (comparison(canary=measured(finished=3.0), **LATE), Outcome.INCONCLUSIVE, "requests finished on the canary"),
         (comparison((0.0, -0.1, 0.1), queued=(0.0, -800.0), fills=True), Outcome.SUCCESSFUL, "promoting"),
     ],
-    ids=["no faster", "not comparable", "not yet", "far slower", "it fails", "it is silent", "beside a queue"],
+    ids=[
+        "no faster",
+        "not comparable",
+        "not yet",
+        "far slower",
+        "it fails",
+        "it is silent so far",
+        "it is silent",
+        "few come so far",
+        "few come",
+        "beside a queue",
+    ],
 )
 def test_what_the_user_chose_is_not_to_be_proven_only_to_work(
     c: Comparison, outcome: Outcome | None, message: str
