@@ -312,6 +312,21 @@ def test_a_gain_too_small_is_taken_back() -> None:
     assert (step.rollout.outcome, step.rollout.outcome_reason) == (Outcome.FAILED, "GainTooSmall")
 
 
+@pytest.mark.parametrize(
+    ("slower", "phase"),
+    [(1.1, RolloutPhase.PROMOTING), (1.5, RolloutPhase.ROLLING_BACK)],
+    ids=["by a tenth", "by half"],
+)
+def test_what_the_user_chose_gets_to_run_under_overload_though_its_canary_is_slower(
+    slower: float, phase: RolloutPhase
+) -> None:
+    fallen_behind = {"reason": Reason.OVERLOADED.value, "required_gain": -0.25}
+    step = analysed(0.02 * 4.75 * slower, rollout=fallen_behind)
+    assert step.rollout is not None and step.rollout.phase is phase
+    worth_it = analysed(0.02 * 4.75 * slower).rollout
+    assert worth_it is not None and worth_it.phase is RolloutPhase.ROLLING_BACK
+
+
 def test_a_canary_that_fails_requests_is_taken_back_at_once() -> None:
     new = canary(window=traffic(acceptance=0.75, errors=0.2))
     step = advance(during(RolloutPhase.ANALYSING, *OLD, new, age=30.0), HOLD)
