@@ -32,7 +32,7 @@ from specdecode.policy.observation import Observation
 from specdecode.policy.options import configuration, describe
 from specdecode.policy.outlook import worth_of_trying
 from specdecode.policy.past import backoff, fell_behind, last_changed, last_failed, last_tried
-from specdecode.policy.spare import cannot_go_back, cannot_spare_much, one_is_given_up
+from specdecode.policy.spare import cannot_go_back, cannot_spare_much, one_is_given_up, waits_for_room
 
 Gate = Callable[[Observation], Decision | None]
 
@@ -179,7 +179,10 @@ def a_change_pays(o: Observation) -> Decision | None:
         gain, outlook = o.estimates.gain(option), o.estimates.outlooks.get(option.profile)
         if gain is None or outlook is None:
             continue
-        if gain.value < _least_gain(o, option) or outlook.benefit <= 0 or not _admissible(o, option):
+        # What waits for a pod to be spared was found to be worth it: when it gains more, none can be.
+        waits = waits_for_room(o, option)
+        pays = gain.value >= 0 if waits else gain.value >= _least_gain(o, option) and outlook.benefit > 0
+        if not pays or not _admissible(o, option):
             continue
         if best is None or outlook.benefit > best[0]:
             best = outlook.benefit, option, gain
@@ -207,7 +210,7 @@ def _change_to(o: Observation, option: Option, gain: Estimate) -> Decision:
         option,
         change=True,
         gain=gain,
-        required_gain=_least_gain(o, option),
+        required_gain=0.0 if waits_for_room(o, option) else _least_gain(o, option),
         protect_tail=_needs_review(o, option),
         urgent=o.estimates.relieved_by(option),
     )

@@ -47,6 +47,17 @@ def can_spare_one(e: Estimates, pods: int, profile: str) -> bool:
     return profile == DISABLED and without > MOST_OF_IT and other.headroom > max(AT_THE_LIMIT, here.headroom)
 
 
+def waits_for_room(o: Observation, option: Option) -> bool:
+    """Whether the way back, to no speculation or to what the manifest says, was wanted today and found no pod that
+    could be given up for it."""
+    own = o.menu.own if o.menu is not None else None
+    if option.profile != DISABLED and (own is None or option.profile != own.profile):
+        return False
+    last = next((h for h in o.history if h.target.profile == option.profile), None)
+    refused = last is not None and last.outcome_reason == NO_CAPACITY and o.now - seconds_of(last.finished_at) < DAY
+    return refused and one_is_given_up(o, for_sure=True)
+
+
 def cannot_spare_much(o: Observation) -> bool:
     """Whether a canary that only finds something out would cost a pod that the others would miss."""
     running, pods = o.estimates.running, max(1, len(o.running(o.active)))

@@ -824,6 +824,33 @@ def test_nor_does_a_guard_bring_it_back() -> None:
     assert decide(replace(low, history=(went,), loads=loads)).reason is not Reason.ACCEPTANCE_BELOW_FLOOR
 
 
+REFUSED = entry(Outcome.ERROR, ago=3600.0, outcome_reason=Ending.NO_CAPACITY)
+"""N-gram was wanted, and no pod could be given up for its canary."""
+
+
+@pytest.mark.parametrize(
+    ("gain", "starts", "history", "wanted"),
+    [
+        (0.01, "ngram", (REFUSED,), True),
+        (-0.01, "ngram", (REFUSED,), False),
+        (0.01, "disabled", (REFUSED,), False),
+        (0.01, "ngram", (FULL,), False),
+        (0.01, "ngram", (entry(Outcome.ERROR, ago=1.1 * DAY, outcome_reason=Ending.NO_CAPACITY),), False),
+    ],
+    ids=["as good", "worse", "it is not the way back", "it never was wanted", "that was yesterday"],
+)
+def test_the_way_back_that_found_no_pod_to_spare_is_taken_when_one_can_be_spared(
+    gain: float, starts: str, history: tuple[HistoryEntry, ...], wanted: bool
+) -> None:
+    """When it would gain more there is too much to do to give one up."""
+    policy = spec(rollout={"allowUnavailable": True})
+    o = expecting(gain, spread=1.02, benefit=-1.0, payback=None, policy=policy, history=history)
+    d = decide(replace(o, menu=menu(policy, rendered(menu(policy), starts))))
+    assert d.change is wanted
+    if wanted:
+        assert d.target is not None and d.target.profile == "ngram" and d.required_gain == 0.0
+
+
 @pytest.mark.parametrize(
     ("here", "other", "profile", "spared"),
     [
