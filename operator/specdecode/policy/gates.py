@@ -28,7 +28,7 @@ from specdecode.policy.guards import (
     of_what_was_meant,
     ttft_bound,
 )
-from specdecode.policy.observation import Observation
+from specdecode.policy.observation import AT_THE_LIMIT, Observation
 from specdecode.policy.options import configuration, describe
 from specdecode.policy.outlook import worth_of_trying
 from specdecode.policy.past import backoff, fell_behind, last_changed, last_failed, last_tried
@@ -419,7 +419,7 @@ def _barred(o: Observation, option: Option) -> str | None:
     if o.active is not None and option.profile == o.active.profile:
         # Another schedule of what runs.
         return None
-    if option.speculation is not None and (stuck := _stuck(o, option)):
+    if option.speculation is not None and (stuck := _stuck(o, option) or _short_of_the_last_peak(o, option)):
         return stuck
     known, gain = o.knowledge.get(option.profile), o.estimates.gain(option)
     rate = _acceptance_rate(o, option)
@@ -430,6 +430,30 @@ def _barred(o: Observation, option: Option) -> str | None:
     if age >= 2 * o.policy.rollout.cooldown * backoff(o, option.profile) or (gain is not None and gain.low > 0):
         return None
     return f"its acceptance was {rate:.2f} {format_duration(round(age))} ago, below {floor:g}"
+
+
+def _short_of_the_last_peak(o: Observation, option: Option) -> str | None:
+    """That an option which the manifest does not say carries less of the last hours' highest load than what runs: a
+    spike like that comes faster than a change is taken back."""
+    e, own = o.estimates, o.menu.own if o.menu is not None else None
+    here, other, load, peak = (
+        e.running,
+        e.predictions.get(option.profile),
+        e.load,
+        o.loads.between(o.now - RECENT, o.now),
+    )
+    if here is None or other is None or load is None or peak is None or (own and own.profile == option.profile):
+        return None
+    highest = peak[1] / max(1, len(o.running(o.active)))
+    ours, theirs = (p.headroom * load.tokens_per_second for p in (here, other))
+    if theirs * AT_THE_LIMIT >= min(highest, ours):
+        return None
+    hours = format_duration(RECENT)
+    return f"it carries {theirs:.0f} tokens/s per pod, and {highest:.0f} were asked within the last {hours}"
+
+
+RECENT = 2 * 3600.0
+"""Seconds after which a spike is not expected again as a matter of course."""
 
 
 def _stuck(o: Observation, option: Option) -> str | None:

@@ -824,6 +824,45 @@ def test_nor_does_a_guard_bring_it_back() -> None:
     assert decide(replace(low, history=(went,), loads=loads)).reason is not Reason.ACCEPTANCE_BELOW_FLOOR
 
 
+@pytest.mark.parametrize(
+    ("carries", "peak", "ago", "starts", "wanted"),
+    [
+        (9.0, 8.0, 3600.0, "disabled", True),
+        (4.0, 8.0, 3600.0, "disabled", False),
+        (4.0, 3.0, 3600.0, "disabled", True),
+        (5.6, 8.0, 3600.0, "disabled", True),
+        (4.0, 8.0, 9000.0, "disabled", True),
+        (4.0, 8.0, 3600.0, "ngram", True),
+    ],
+    ids=[
+        "it carries the peak",
+        "it does not, and what runs carries more of it",
+        "there was none",
+        "what runs carries hardly more",
+        "that was hours ago",
+        "the manifest says it",
+    ],
+)
+def test_nothing_is_turned_on_between_two_spikes_that_carries_less_of_them(
+    carries: float, peak: float, ago: float, starts: str, wanted: bool
+) -> None:
+    """What runs carries six times the load of now."""
+    o = expecting(0.5)
+    e = o.estimates
+    assert e.running is not None and e.load is not None
+    asked = 3 * e.load.tokens_per_second
+    before = int(ago // BUCKET)
+    loads = LoadHistory(int(NOW // BUCKET) - before, (peak * asked, *[asked] * before), BUCKET)
+    o = unable(
+        replace(o, loads=loads, menu=menu(o.policy, rendered(menu(o.policy), starts))),
+        running=replace(e.running, headroom=6.0),
+        predictions={**e.predictions, "ngram": replace(e.predictions["ngram"], headroom=carries)},
+    )
+    d = decide(o)
+    assert d.change is wanted
+    assert wanted or "tokens/s per pod, and" in d.message
+
+
 REFUSED = entry(Outcome.ERROR, ago=3600.0, outcome_reason=Ending.NO_CAPACITY)
 """N-gram was wanted, and no pod could be given up for its canary."""
 
