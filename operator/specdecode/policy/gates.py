@@ -445,6 +445,9 @@ def _short_of_the_last_peak(o: Observation, option: Option) -> str | None:
     if here is None or other is None or load is None or peak is None or (own and own.profile == option.profile):
         return None
     highest = peak[1] / max(1, len(o.running(o.active)))
+    if highest <= AT_THE_LIMIT * load.tokens_per_second:
+        # It is there: what can carry the load of now is asked elsewhere.
+        return None
     ours, theirs = (p.headroom * load.tokens_per_second for p in (here, other))
     if theirs * AT_THE_LIMIT >= min(highest, ours):
         return None
