@@ -7,6 +7,7 @@ whether it may be done now.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -234,9 +235,13 @@ def overloaded_by_ours(o: Observation) -> Decision | None:
     here, would, load = e.running, e.predictions.get(own.profile), e.load
     if here is None or would is None or load is None or not e.own_is_untried or _breaks_a_promise(o, own):
         return None
-    since, carried = o.now - OVERLOADED_FOR, here.headroom * load.tokens_per_second
+    since, pods = o.now - OVERLOADED_FOR, max(1, len(o.running(o.active)))
     asked = o.loads.between(since, o.now) if o.loads.at(since) is not None else None
-    if asked is None or asked[0] < carried * max(1, len(o.running(o.active))) or last_changed(o) > since:
+    carried = here.headroom * load.tokens_per_second
+    if e.queueing and e.measured is not None:
+        # The model does not know how many requests the KV cache has room for: what is served tells.
+        carried = min(carried, (e.measured.generation_tokens_per_second or math.inf) / pods)
+    if asked is None or asked[0] < carried * pods or last_changed(o) > since:
         return None
     if would.capacity is not None and would.capacity.high < carried:
         return None

@@ -156,9 +156,13 @@ class Estimates:
     @property
     def overloaded(self) -> bool:
         """Whether the pods fall behind: by the model, or because more requests wait than run."""
+        return self.queueing or (self.running is not None and self.running.saturated)
+
+    @property
+    def queueing(self) -> bool:
+        """Whether more requests wait than run."""
         m = self.measured
-        queue = m is not None and (m.waiting or 0.0) > max(m.batch_size or 0.0, 1.0)
-        return queue or (self.running is not None and self.running.saturated)
+        return m is not None and (m.waiting or 0.0) > max(m.batch_size or 0.0, 1.0)
 
     def makes_room(self, profile: str) -> bool:
         """Whether the pods fall behind as it is, and would less with another profile."""

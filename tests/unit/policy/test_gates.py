@@ -786,6 +786,18 @@ def test_pods_that_fall_behind_for_long_get_back_what_the_user_chose(o: Observat
         assert d.held_back is None
 
 
+@pytest.mark.parametrize(("waiting", "asks"), [(500.0, True), (0.0, False)], ids=["a queue", "none"])
+def test_a_queue_tells_that_pods_fall_behind_whatever_the_model_thinks_that_they_carry(
+    waiting: float, asks: bool
+) -> None:
+    """It does not know how many requests the KV cache has room for."""
+    o = falling_behind(headroom=1.5)
+    m = o.estimates.measured
+    assert m is not None and m.generation_tokens_per_second is not None
+    served = replace(m, waiting=waiting, generation_tokens_per_second=0.9 * m.generation_tokens_per_second)
+    assert (decide(unable(o, measured=served)).reason is Reason.OVERLOADED) is asks
+
+
 def test_what_its_canaries_showed_when_there_was_less_to_do_does_not_hold_it_back_but_what_it_came_to_does() -> None:
     probes = tuple(slower(ago=900.0 + i) for i in range(3))
     d = decide(falling_behind(history=probes))
