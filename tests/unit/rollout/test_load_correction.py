@@ -97,6 +97,12 @@ def test_the_correction_is_bounded_and_never_speaks_for_drafts(slope: float, cor
     assert o.estimates.load_corrections["ngram"] == pytest.approx(correction)
 
 
+def test_against_what_the_user_chose_the_models_word_counts_for_nothing() -> None:
+    own = menu(spec(), rendered(MENU, "ngram"))
+    o = estimate(replace(serving(2, Crossing(LOAD, 3.0)), menu=own, knowledge={}), lambda _: Crossing(LOAD, 3.0))
+    assert o.estimates.load_corrections["ngram"] == 0.0
+
+
 @pytest.mark.parametrize(("slope", "correction"), [(3.0, 3.0 * math.log2(3 / 2)), (-3.0, -LARGEST_CORRECTION)])
 def test_it_may_speak_for_no_speculation_as_far_as_it_is_borne_out(slope: float, correction: float) -> None:
     window = traffic(acceptance=0.2)
