@@ -80,16 +80,13 @@ def probe_cost(result: Result, scenario: Scenario) -> float:
     shared them) times how much slower it was, as the operator measured it.
     """
     requests = sum(row["requests_per_second"] for row in result.timeline)
-    times = [*(row["t"] for row in result.timeline), result.duration_seconds]
     cost = 0.0
     for change in result.changes:
         gain = change["canary_gain"]
         if gain is None or gain["value"] >= 0 or not requests:
             continue
         first, last = (_seconds(change[name]) for name in ("time", "finished"))
-        first += scenario.roll_time
-        for row, (start, end) in zip(result.timeline, itertools.pairwise(times), strict=True):
-            share = max(0.0, min(last, end) - max(first, start)) / (end - start)
+        for row, share in _during(result, first + scenario.roll_time, last):
             sharing = row["pods"] + (1 if scenario.spare_gpus else 0)
             cost += share * row["requests_per_second"] / requests / sharing * (1 / (1 + gain["value"]) - 1)
     return cost
@@ -98,19 +95,25 @@ def probe_cost(result: Result, scenario: Scenario) -> float:
 def given_up_cost(result: Result, scenario: Scenario) -> float:
     """What canaries that were not promoted cost where a pod was given up for them, as a share of TPOT: how much slower
     the service was than alone while the one pod started, and the other again."""
-    tokens = [row["requests_per_second"] * (row[f"{ALONE} tpot"] or 0.0) for row in result.timeline]
-    times = [*(row["t"] for row in result.timeline), result.duration_seconds]
+    whole_day = sum(row["requests_per_second"] * (row[f"{ALONE} tpot"] or 0.0) for row in result.timeline)
     cost = 0.0
     for change in result.changes:
         if not change["gave_up_one"] or change["outcome"] == Outcome.SUCCESSFUL:
             continue
         for began in (_seconds(change[name]) for name in ("time", "finished")):
-            for row, (start, end) in zip(result.timeline, itertools.pairwise(times), strict=True):
-                share = max(0.0, min(began + scenario.roll_time, end) - max(began, start)) / (end - start)
+            for row, share in _during(result, began, began + scenario.roll_time):
                 ours, alone = row[f"{OPERATOR} tpot"], row[f"{ALONE} tpot"]
-                if share and ours and alone:
+                if ours and alone:
                     cost += share * row["requests_per_second"] * max(0.0, ours - alone)
-    return cost / max(sum(tokens), 1e-9)
+    return cost / max(whole_day, 1e-9)
+
+
+def _during(result: Result, first: float, last: float) -> Iterator[tuple[Json, float]]:
+    """The rows of the timeline between two times, and the share of each that lies there."""
+    times = [*(row["t"] for row in result.timeline), result.duration_seconds]
+    for row, (start, end) in zip(result.timeline, itertools.pairwise(times), strict=True):
+        if (share := (min(last, end) - max(first, start)) / (end - start)) > 0:
+            yield row, share
 
 
 def _seconds(time: str) -> float:

@@ -41,6 +41,10 @@ class Estimate:
         """A positive quantity whose logarithm has standard deviation `sd`."""
         return cls(median, median * math.exp(-Z90 * sd), median * math.exp(Z90 * sd))
 
+    def rounded(self) -> dict[str, float]:
+        """The three figures with the four digits that results and the status keep."""
+        return {f: round(getattr(self, f), 4) for f in ("value", "low", "high")}
+
     def __str__(self) -> str:
         """`1.25 (1.1 to 1.4)`."""
         return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"

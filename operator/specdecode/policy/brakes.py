@@ -23,8 +23,9 @@ def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     those only."""
     if not o.history or d.target is None:
         return None
-    tried_so = (h for h in o.history if h.reason == d.reason and seconds_of(h.finished_at) > o.now - DAY)
-    if d.reason is Reason.OVERLOADED and not any(tried_so):
+    if d.reason is Reason.OVERLOADED and not any(
+        h.reason == Reason.OVERLOADED and seconds_of(h.finished_at) > o.now - DAY for h in o.history
+    ):
         # What a canary showed when there was less to do is what this does not go by.
         return None
     profile, cooldown = d.target.profile, o.policy.rollout.cooldown
@@ -50,8 +51,7 @@ def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
         for h in today
         if h.reason in FINDING_OUT and h.outcome is not Outcome.SUCCESSFUL and h.outcome_reason not in UNTOLD
     ]
-    own = o.menu.own if o.menu is not None else None
-    goes_back = own is not None and d.target is not None and d.target.profile == own.profile and d.reason not in PROBES
+    goes_back = o.is_own(d.target) and d.reason not in PROBES
     turns_on = d.target is not None and d.target.speculation is not None and not goes_back
     said = f"{len(today)} changes in 24 hours; spec.rollout.maxChangesPerDay allows {limit}"
     if len(today) >= limit:

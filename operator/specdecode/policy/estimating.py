@@ -389,8 +389,7 @@ class _Here:
         if _drafts_no_more(option, active):
             # How much of it is believed is told by the baseline, once it shares its load (`rollout.comparison`).
             return float(max(whole - shared, -LARGEST_CORRECTION))
-        own = self.menu.own
-        if own is not None and option.profile == own.profile:
+        if self.o.is_own(option):
             # Against what the user chose it counts for nothing.
             return 0.0
         # The model's word alone never promotes more drafts: it may only take away from what was measured of them, and

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from specdecode.api.quantities import format_duration, format_percent
-from specdecode.api.v1alpha1 import DISABLED, Mode, Outcome
+from specdecode.api.v1alpha1 import DISABLED, Mode
 from specdecode.model.cost import Option
 from specdecode.model.estimate import Estimate
 from specdecode.model.loads import DAY
@@ -32,7 +32,7 @@ from specdecode.policy.guards import (
 from specdecode.policy.observation import AT_THE_LIMIT, Observation
 from specdecode.policy.options import configuration, describe
 from specdecode.policy.outlook import worth_of_trying
-from specdecode.policy.past import backoff, fell_behind, last_changed, last_failed, last_tried
+from specdecode.policy.past import backoff, fell_behind, last_failed, last_success, last_tried
 from specdecode.policy.spare import cannot_go_back, cannot_spare_much, one_is_given_up, waits_for_room
 
 Gate = Callable[[Observation], Decision | None]
@@ -67,7 +67,7 @@ def not_manageable(o: Observation) -> Decision | None:
 
 def contested(o: Observation) -> Decision | None:
     """Somebody took our last change back: do not fight over the field (until the policy is edited)."""
-    last = next((h for h in o.history if h.outcome is Outcome.SUCCESSFUL), None)
+    last = last_success(o)
     if last is None or o.active is None or configuration(o.active) == last.target:
         return None
     if last.policy_generation != o.generation or seconds_of(last.finished_at) < o.adopted_at:
@@ -229,19 +229,20 @@ def _above_band(o: Observation) -> bool:
 def overloaded_by_ours(o: Observation) -> Decision | None:
     """The pods have long fallen behind with what the user did not choose, and nobody knows whether what they did choose
     would carry more: a canary, one pod more, cannot tell, so it gets to run."""
-    e, own = o.estimates, o.menu.own if o.menu is not None else None
-    if o.policy.mode is not Mode.AUTO or o.active is None or own is None or own.profile == o.active.profile:
+    e, own = o.estimates, o.own
+    if o.policy.mode is not Mode.AUTO or o.active is None or own is None or o.is_own(o.active):
         return None
     here, would, load = e.running, e.predictions.get(own.profile), e.load
     if here is None or would is None or load is None or not e.own_is_untried or _breaks_a_promise(o, own):
         return None
-    since, pods = o.now - OVERLOADED_FOR, max(1, len(o.running(o.active)))
+    since, pods, last = o.now - OVERLOADED_FOR, max(1, len(o.running(o.active))), last_success(o)
     asked = o.loads.between(since, o.now) if o.loads.at(since) is not None else None
     carried = here.headroom * load.tokens_per_second
     if e.queueing and e.measured is not None:
         # The model does not know how many requests the KV cache has room for: what is served tells.
         carried = min(carried, (e.measured.generation_tokens_per_second or math.inf) / pods)
-    if asked is None or asked[0] < carried * pods or last_changed(o) > since:
+    just_changed = last is not None and seconds_of(last.finished_at) > since
+    if asked is None or asked[0] < carried * pods or just_changed:
         return None
     if would.capacity is not None and would.capacity.high < carried:
         return None
@@ -440,14 +441,9 @@ def _barred(o: Observation, option: Option) -> str | None:
 def _short_of_the_last_peak(o: Observation, option: Option) -> str | None:
     """That an option which the manifest does not say carries less of the last hours' highest load than what runs: a
     spike like that comes faster than a change is taken back."""
-    e, own = o.estimates, o.menu.own if o.menu is not None else None
-    here, other, load, peak = (
-        e.running,
-        e.predictions.get(option.profile),
-        e.load,
-        o.loads.between(o.now - RECENT, o.now),
-    )
-    if here is None or other is None or load is None or peak is None or (own and own.profile == option.profile):
+    e, peak = o.estimates, o.loads.between(o.now - RECENT, o.now)
+    here, other, load = e.running, e.predictions.get(option.profile), e.load
+    if here is None or other is None or load is None or peak is None or o.is_own(option):
         return None
     highest = peak[1] / max(1, len(o.running(o.active)))
     if highest <= AT_THE_LIMIT * load.tokens_per_second:

@@ -220,6 +220,15 @@ class Observation:
     loads: LoadHistory = field(default_factory=LoadHistory)
     estimates: Estimates = field(default_factory=Estimates)
 
+    @property
+    def own(self) -> Option | None:
+        """What the user's own manifest runs; None where that is not known."""
+        return self.menu.own if self.menu is not None else None
+
+    def is_own(self, option: Option | None) -> bool:
+        """Whether an option is of the profile that the user's own manifest runs."""
+        return option is not None and self.own is not None and option.profile == self.own.profile
+
     def running(self, option: Option | None) -> tuple[Pod, ...]:
         """The ready pods that run an option."""
         return tuple(p for p in self.pods if p.ready and not p.terminating and p.option == option)

@@ -105,9 +105,9 @@ def last_failed(o: Observation, profile: str) -> float:
     return max((seconds_of(h.finished_at) for h in failed), default=-math.inf)
 
 
-def last_changed(o: Observation) -> float:
-    """Unix seconds of the end of the last change that succeeded."""
-    return next((seconds_of(h.finished_at) for h in o.history if h.outcome is Outcome.SUCCESSFUL), -math.inf)
+def last_success(o: Observation) -> HistoryEntry | None:
+    """The last change that succeeded."""
+    return next((h for h in o.history if h.outcome is Outcome.SUCCESSFUL), None)
 
 
 def last_tried(o: Observation, profile: str) -> float:

@@ -50,8 +50,7 @@ def can_spare_one(e: Estimates, pods: int, profile: str) -> bool:
 def waits_for_room(o: Observation, option: Option) -> bool:
     """Whether the way back, to no speculation or to what the manifest says, was wanted today and found no pod that
     could be given up for it."""
-    own = o.menu.own if o.menu is not None else None
-    if option.profile != DISABLED and (own is None or option.profile != own.profile):
+    if option.profile != DISABLED and not o.is_own(option):
         return False
     last = next((h for h in o.history if h.target.profile == option.profile), None)
     refused = last is not None and last.outcome_reason == NO_CAPACITY and o.now - seconds_of(last.finished_at) < DAY
@@ -69,8 +68,7 @@ def cannot_go_back(o: Observation, option: Option) -> str | None:
     and the others could not carry the highest load of the last day. What the user's own manifest says needs no way
     back; and where there is one pod only, each change takes the service down, and that was allowed."""
     running, load, pods = o.estimates.running, o.estimates.load, len(o.running(o.active))
-    own = o.menu.own if o.menu is not None else None
-    if running is None or load is None or pods < 2 or (own is not None and option.profile == own.profile):
+    if running is None or load is None or pods < 2 or o.is_own(option):
         return None
     without = running.headroom_without_one(pods)
     past = o.loads.between(o.now - DAY, o.now)

@@ -74,11 +74,11 @@ def judge(
     again and again must show more: each time half as large an error is allowed.
     """
     rules = policy.rollout.analysis
+    if errors := _errors(c):
+        return Verdict(Outcome.FAILED, Ending.REQUESTS_FAIL, errors, c.gain)
     if not to_be_proven:
         return _unless_worse(c, policy, required_gain)
     how = "before and after, for want of a baseline: " if c.before_and_after else ""
-    if errors := _errors(c):
-        return Verdict(Outcome.FAILED, Ending.REQUESTS_FAIL, errors, c.gain)
     enough = _enough_requests(c, rules.minimum_requests)
     share = c.share_asked
     # It must also have served as much, unless it makes room: pods that work off a queue are slow for that, at the
@@ -135,11 +135,9 @@ def judge(
 
 
 def _unless_worse(c: Comparison, policy: SpecDecodePolicySpec, required_gain: float) -> Verdict | None:
-    """Success after the whole time, but where requests fail, the canary is surely worse than the required gain, or it
-    serves too few to show that it works."""
+    """Success after the whole time, but where the canary is surely worse than the required gain, or serves too few to
+    show that it works."""
     rules = policy.rollout.analysis
-    if errors := _errors(c):
-        return Verdict(Outcome.FAILED, Ending.REQUESTS_FAIL, errors, c.gain)
     if c.gain is not None and c.gain.high < required_gain:
         return Verdict(Outcome.FAILED, Ending.SLOWER, f"the canary is slower: {c.shown}", c.gain)
     served = c.canary.finished if c.canary is not None else 0.0

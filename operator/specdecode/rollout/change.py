@@ -214,7 +214,7 @@ def analysing(c: Change) -> Step:
             return c.roll_back(Outcome.ERROR, Ending.ANALYSIS_OVERDUE, "no verdict within the progress deadline")
         return c.go_on()
     shown = verdict.gain
-    gain = None if shown is None else Interval(**{f: round(getattr(shown, f), 4) for f in ("value", "low", "high")})
+    gain = None if shown is None else Interval(**shown.rounded())
     if verdict.outcome is Outcome.SUCCESSFUL:
         return c.enter(RolloutPhase.PROMOTING, verdict.message, gain=gain)
     return c.roll_back(verdict.outcome, verdict.reason, verdict.message, gain)

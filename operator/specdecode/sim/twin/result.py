@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from specdecode.api.v1alpha1 import Outcome
-from specdecode.model.estimate import Estimate
 from specdecode.sim.twin.agents import Change, Operator
 from specdecode.sim.twin.calibration import Calibration, canaries_covered
 from specdecode.sim.twin.simulation import Simulation
@@ -156,14 +155,10 @@ def _change(change: Change) -> Json:
         "outcome": entry.outcome.value,
         "reason": entry.outcome_reason,
         "message": entry.message,
-        "predicted_gain": _interval(change.predicted),
+        "predicted_gain": change.predicted and change.predicted.rounded(),
         "canary_gain": entry.gain and entry.gain.model_dump(),
         "gave_up_one": entry.give_up_one,
     }
-
-
-def _interval(e: Estimate | None) -> Json | None:
-    return None if e is None else {f: round(getattr(e, f), 4) for f in ("value", "low", "high")}
 
 
 def _calibration(calibration: Calibration, operator: Operator) -> Json:
