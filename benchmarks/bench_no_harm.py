@@ -225,7 +225,7 @@ def lines(found: Json) -> Iterator[str]:
     yield (
         f"{found['scenarios']} scenarios: {found['harmed']} harmed (slower by more than what the canaries cost and"
         f" {NOISE:.1%} of noise), worst {found['worst_harm']:+.2%};"
-        f" {found['harmed_but_for_given_up_pods']} more if the pods given up for canaries are not counted as theirs"
+        f" {found['harmed_but_for_given_up_pods']} more if what pods given up for canaries cost were not taken off"
     )
     yield (
         f"{found['slower_but_wait_less']} more were slower by the token, but made requests wait less;"

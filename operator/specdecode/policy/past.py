@@ -83,8 +83,8 @@ def tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
 
 
 def fell_behind(o: Observation, profile: str) -> str | None:
-    """That the pods were seen to fall behind with a profile today, at no more than the load of now, where it is not
-    sure that it would be faster."""
+    """That the pods were seen to fall behind with a profile today, at a load of which more than half (a backlog is a
+    part of it) is asked now, where it is not sure that it would be faster."""
     option = o.estimates.candidate(profile)
     gain = o.estimates.gain(option) if option is not None else None
     if gain is not None and gain.low > 0:
@@ -95,7 +95,8 @@ def fell_behind(o: Observation, profile: str) -> str | None:
             continue
         age, then = o.now - seconds_of(entry.finished_at), o.loads.at(seconds_of(entry.started_at))
         if entry.source.profile == profile and age < DAY and then is not None and now > then / BACKLOG:
-            return f"the pods fell behind with it {format_duration(round(age))} ago, at no more load than now"
+            ago = format_duration(round(age))
+            return f"the pods fell behind with it {ago} ago, and more than half of that load, backlog included, is back"
     return None
 
 
