@@ -85,6 +85,9 @@ class StepTime:
     """K in force: 0 without speculation, and where a schedule holds it there."""
     measured_at: UnixSeconds = 0.0
     """Unix seconds."""
+    variance: NotNegative = 0.0
+    """Of log `seconds` around what steps like this one take: where bursts are shorter than a reading, its means say
+    little about any step."""
 
     @property
     def drafted(self) -> bool:
@@ -251,7 +254,7 @@ class Knowledge:
 NEARLY = 0.015
 """Shift of a logarithm, of a step time or of E - 1, that the cost model could hardly tell from none."""
 NEARLY_AS_FAR_OFF = 0.05
-"""The same of how far the model was off."""
+"""The same of how far the model was off, and of how sure a step time is."""
 NEARLY_AS_LONG = 0.05
 """The same of the length of prompts, by which traffic of another kind is told."""
 
@@ -262,7 +265,7 @@ def nearly_same(a: Knowledge, b: Knowledge) -> bool:
         return False
     if abs(math.log((a.prompt_length or 1.0) / (b.prompt_length or 1.0))) > NEARLY_AS_LONG:
         return False
-    if any(old.k != new.k or _shift(old, new) > NEARLY for old, new in zip(a.step_times, b.step_times, strict=True)):
+    if any(not _nearly_same(old, new) for old, new in zip(a.step_times, b.step_times, strict=True)):
         return False
     residuals = zip(*(sorted(k.residuals, key=lambda r: r.tokens_per_second) for k in (a, b)), strict=True)
     if any(abs(old.log_ratio - new.log_ratio) > NEARLY_AS_FAR_OFF for old, new in residuals):
@@ -270,6 +273,11 @@ def nearly_same(a: Knowledge, b: Knowledge) -> bool:
     if a.drafts is None or b.drafts is None:
         return a.drafts is b.drafts
     return abs(a.drafts.extra - b.drafts.extra) < NEARLY and abs(a.drafts.match - b.drafts.match) < NEARLY
+
+
+def _nearly_same(old: StepTime, new: StepTime) -> bool:
+    surer = math.sqrt(old.variance) - math.sqrt(new.variance)
+    return old.k == new.k and _shift(old, new) <= NEARLY and abs(surer) <= NEARLY_AS_FAR_OFF
 
 
 def _shift(old: StepTime, new: StepTime) -> float:
@@ -433,4 +441,5 @@ def _mixed(old: StepTime, new: StepTime) -> StepTime:
         context=old.context + NEWER * (new.context - old.context),
         k=new.k,
         measured_at=new.measured_at,
+        variance=old.variance + NEWER * (new.variance - old.variance),
     )

@@ -140,10 +140,10 @@ class StepModel:
         self._prior_sd = np.array([_LOG_M[1], *np.ones(2 * len(self._groups))])
         self._log_overhead = np.zeros(2 * len(self._groups))
         times = [(name, t) for name, k in sorted(known.items()) if name in methods for t in k.step_times]
-        figures = np.array([(t.seconds, t.prompt_tokens, t.prompt_length, t.measured_at) for _, t in times])
-        seconds, prompt, length, measured_at = figures.reshape(-1, 4).T
+        figures = np.array([(t.seconds, t.prompt_tokens, t.prompt_length, t.measured_at, t.variance) for _, t in times])
+        seconds, prompt, length, measured_at, variance = figures.reshape(-1, 5).T
         age = np.maximum(0.0, now - measured_at) / 86_400.0
-        seen = seconds, prompt, length, _NOISE**2 + (_AGEING * age) ** 2
+        seen = seconds, prompt, length, _NOISE**2 + variance + (_AGEING * age) ** 2
         self._fit(times, *seen)
         # log(m G + D) is a straight line in log D only near where it was drawn: once more, around the D that was seen.
         shown = self._overhead_shown(seconds, prompt, length)

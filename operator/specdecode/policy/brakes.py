@@ -12,7 +12,7 @@ from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import PROBES, Decision, Reason
 from specdecode.policy.live import can_be_live
 from specdecode.policy.observation import Observation
-from specdecode.policy.past import UNTOLD, backoff, failures, last_tried, tries
+from specdecode.policy.past import UNTOLD, backoff, failures, last_tried, long_behind, tries
 from specdecode.policy.spare import NO_CAPACITY
 
 Brake = Callable[[Observation, Decision], tuple[Reason, str] | None]
@@ -29,7 +29,8 @@ def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
         # What a canary showed when there was less to do is what this does not go by.
         return None
     profile, cooldown = d.target.profile, o.policy.rollout.cooldown
-    until = last_tried(o, profile) + cooldown * backoff(o, profile)
+    # What failed in a burst, or after one, says little about pods that have long fallen behind.
+    until = last_tried(o, profile) + cooldown * (1 if d.urgent and long_behind(o) else backoff(o, profile))
     if not d.urgent:
         until = max(until, seconds_of(o.history[0].finished_at) + cooldown)
     elif not failures(tries(o, profile)):
@@ -42,7 +43,8 @@ def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
 def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     """The policy allows so many changes a day. What is turned on to see whether it pays, in vain, takes at most half of
     them, and the last one is kept for the way back, to no speculation or to what the manifest says: what users feel
-    must be answered whatever was tried before."""
+    must be answered whatever was tried before. A way back that was in vain is not tried with it again but for pods that
+    have long fallen behind."""
     limit = o.policy.rollout.max_changes_per_day
     # A canary that found no node changed nothing.
     today = [h for h in o.history if seconds_of(h.started_at) > o.now - DAY and h.outcome_reason != NO_CAPACITY]
@@ -51,13 +53,17 @@ def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
         for h in today
         if h.reason in FINDING_OUT and h.outcome is not Outcome.SUCCESSFUL and h.outcome_reason not in UNTOLD
     ]
-    goes_back = o.is_own(d.target) and d.reason not in PROBES
+    goes_back = o.is_own(d.target) and d.reason not in PROBES and not d.restart
     turns_on = d.target is not None and d.target.speculation is not None and not goes_back
     said = f"{len(today)} changes in 24 hours; spec.rollout.maxChangesPerDay allows {limit}"
     if len(today) >= limit:
         return Reason.CHANGES_EXHAUSTED, said
-    if turns_on and len(today) >= max(1, limit - 1):
-        return Reason.CHANGES_EXHAUSTED, f"{said}, and the last is kept for the way back"
+    if len(today) >= max(1, limit - 1):
+        if turns_on:
+            return Reason.CHANGES_EXHAUSTED, f"{said}, and the last is kept for the way back"
+        if d.target is not None and failures(tries(o, d.target.profile)) and not (d.urgent and long_behind(o)):
+            why = "this was tried in vain: the last is kept for pods that have long fallen behind"
+            return Reason.CHANGES_EXHAUSTED, f"{said}, and {why}"
     if turns_on and d.reason in FINDING_OUT and len(in_vain) >= max(1, limit // 2):
         return Reason.CHANGES_EXHAUSTED, f"{len(in_vain)} of {said}, and half of them at most for what is tried in vain"
     return None

@@ -7,7 +7,6 @@ whether it may be done now.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -32,7 +31,16 @@ from specdecode.policy.guards import (
 from specdecode.policy.observation import AT_THE_LIMIT, Observation
 from specdecode.policy.options import configuration, describe
 from specdecode.policy.outlook import worth_of_trying
-from specdecode.policy.past import backoff, fell_behind, last_failed, last_success, last_tried
+from specdecode.policy.past import (
+    BEHIND_FOR,
+    backoff,
+    carries,
+    fell_behind,
+    last_failed,
+    last_success,
+    last_tried,
+    long_behind,
+)
 from specdecode.policy.spare import cannot_go_back, cannot_spare_much, one_is_given_up, waits_for_room
 
 Gate = Callable[[Observation], Decision | None]
@@ -232,23 +240,17 @@ def overloaded_by_ours(o: Observation) -> Decision | None:
     e, own = o.estimates, o.own
     if o.policy.mode is not Mode.AUTO or o.active is None or own is None or o.is_own(o.active):
         return None
-    here, would, load = e.running, e.predictions.get(own.profile), e.load
-    if here is None or would is None or load is None or not e.own_is_untried or _breaks_a_promise(o, own):
+    would = e.predictions.get(own.profile)
+    if would is None or not e.own_is_untried or _breaks_a_promise(o, own):
         return None
-    since, pods, last = o.now - OVERLOADED_FOR, max(1, len(o.running(o.active))), last_success(o)
-    asked = o.loads.between(since, o.now) if o.loads.at(since) is not None else None
-    carried = here.headroom * load.tokens_per_second
-    if e.queueing and e.measured is not None:
-        # The model does not know how many requests the KV cache has room for: what is served tells.
-        carried = min(carried, (e.measured.generation_tokens_per_second or math.inf) / pods)
-    just_changed = last is not None and seconds_of(last.finished_at) > since
-    if asked is None or asked[0] < carried * pods or just_changed:
+    carried = carries(o)
+    if carried is None or not long_behind(o):
         return None
     if would.capacity is not None and would.capacity.high < carried:
         return None
     return Decision(
         Reason.OVERLOADED,
-        f"the pods have fallen behind with {describe(o.active)} for {format_duration(OVERLOADED_FOR)}, and nobody has"
+        f"the pods have fallen behind with {describe(o.active)} for {format_duration(BEHIND_FOR)}, and nobody has"
         f" seen what {describe(own)} carries, which the manifest asks for: it gets to run",
         own,
         change=True,
@@ -258,8 +260,6 @@ def overloaded_by_ours(o: Observation) -> Decision | None:
     )
 
 
-OVERLOADED_FOR = 1800.0
-"""Seconds for which more is asked than the pods can carry before what the user chose is to carry it."""
 OWN_MAY_LOSE = 0.25
 """By how much slower its canary may be, which has little to do."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from specdecode.model.cost import OfferedLoad, Option, Prediction
@@ -19,9 +19,9 @@ LEARNING = 0.4
 CLEAR_OF_EDGE = 1.25
 """Factor by which a stretch's mean batch size must be off a range's edge for all of its steps to have had one K."""
 
-STEADY = 1.25
-"""Factor by which the mean time from step to step may differ from the steps' own time, as their requests feel it:
-where it is more, the engine stood still or only computed prompts for a part of the time."""
+STEADY = math.log(1.25)
+"""By how much the mean time from step to step may be off the steps' own time, as a log (`_off_pace`): where it is more,
+the engine stood still or only computed prompts for a part of the time."""
 
 FEW = 4.0
 """Batch size below which an engine is idle between steps as a matter of course."""
@@ -45,8 +45,9 @@ def learnt_from(o: Observation, windows: Mapping[str, Window]) -> Mapping[str, K
         ours = [windows[p.name] for p in pods]
         k, measured = _drafting(option, ours)
         # Reading by reading, if it can be: the longer the stretch, the more batch sizes are in its mean.
-        new = (s for w in ours for s in w.since(known.learnt_at).stretches(ENOUGH_REQUEST_STEPS))
-        steps = [step for t, m in new if (step := _step(option, m, t)) is not None]
+        new = [s for w in ours for s in w.since(known.learnt_at).stretches(ENOUGH_REQUEST_STEPS)]
+        variance = _unevenness([m for _, m in new]) ** 2
+        steps = [step for t, m in new if (step := _step(option, m, t, variance)) is not None]
         if (measured is None or not measured.request_steps) and not steps:
             continue
         acceptance = acceptance_of(measured, ours)
@@ -109,17 +110,36 @@ def _clear_k(option: Option, batch: float | None) -> int | None:
     return low if low == high else None
 
 
-def _step(option: Option, m: Measurement, t: float) -> StepTime | None:
-    """The mean step of a pod in a stretch that ended at `t`."""
+def _off_pace(m: Measurement) -> float | None:
+    """log of the mean time from step to step over the steps' own time, as their requests felt it. Below 0: the steps
+    differed, and more requests felt the long ones; above: the engine was idle between them. None where it is idle as a
+    matter of course, or nothing was measured."""
+    if not m.steps or not m.step_seconds or (m.requests_per_step or 0.0) <= FEW:
+        return None
+    return math.log(m.seconds / m.steps * m.engines / m.step_seconds)
+
+
+def _unevenness(measured: Iterable[Measurement]) -> float:
+    """By how much stretches are off their pace on average: where bursts are shorter than a stretch, one that is not
+    off is so by chance."""
+    off = [abs(pace) for m in measured if (pace := _off_pace(m)) is not None]
+    return sum(off) / len(off) if off else 0.0
+
+
+def _step(option: Option, m: Measurement, t: float, variance: float) -> StepTime | None:
+    """The mean step of a pod in a stretch that ended at `t`; `variance` where its batch is not a small one."""
     k = _clear_k(option, m.requests_per_step)
     b, seconds = m.requests_per_step, m.step_seconds
     if k is None or not b or not seconds or not m.steps:
         return None
-    if b > FEW and not 1 / STEADY < m.seconds / m.steps / seconds * m.engines < STEADY:
+    pace = _off_pace(m)
+    if pace is not None and abs(pace) > STEADY:
         return None
+    if pace is None:
+        variance = 0.0
     drafted = (m.draft_tokens or 0.0) / (m.request_steps or 1.0)
     prompt = (m.prompt_tokens_per_second or 0.0) * m.seconds / m.steps
-    return StepTime(b, b * (1 + drafted), seconds, prompt, m.prompt_length or 0.0, context_of(m), k, t)
+    return StepTime(b, b * (1 + drafted), seconds, prompt, m.prompt_length or 0.0, context_of(m), k, t, variance)
 
 
 def context_of(m: Measurement) -> float:

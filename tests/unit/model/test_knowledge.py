@@ -250,6 +250,12 @@ def test_how_long_prompts_are_is_averaged_as_well() -> None:
     assert time.prompt_length == pytest.approx(100.0 + NEWER * 100.0)
 
 
+def test_how_sure_a_step_time_is_is_averaged_as_well() -> None:
+    (sure,) = learn(None, None, None, None, [step()], NOW).step_times
+    (less,) = learn(Knowledge(step_times=(sure,)), None, None, None, [replace(step(), variance=0.25)], NOW).step_times
+    assert (sure.variance, less.variance) == (0.0, pytest.approx(0.05))
+
+
 def test_an_old_busy_hour_is_not_forgotten_when_the_night_is_quiet() -> None:
     busy = step(200.0, seconds=0.04)
     known = learn(None, None, None, 0, [busy], NOW)
@@ -314,6 +320,8 @@ KNOWN = Knowledge(
         ({"step_times": (step(batch=9.0, seconds=0.0190),)}, False),
         ({"step_times": (step(batch=9.0, seconds=0.0235),)}, False),
         ({"step_times": (step(k=3),)}, False),
+        ({"step_times": (replace(step(), variance=0.002),)}, True),
+        ({"step_times": (replace(step(), variance=0.01),)}, False),
         ({"step_times": (step(), step(batch=16.0))}, False),
         ({"drafts": Drafts(0.8, (0.603, 0.5), NOW + 60, 1000.0)}, True),
         ({"drafts": Drafts(0.8, (0.65, 0.5), NOW, 1000.0)}, False),
@@ -334,6 +342,8 @@ KNOWN = Knowledge(
         "quicker for more work",
         "slower than for more work",
         "another K",
+        "a step that is hardly less sure",
+        "a step that is less sure",
         "another batch size",
         "drafts a little better",
         "drafts better",

@@ -287,6 +287,20 @@ def test_of_two_that_contradict_each_other_the_newer_is_believed() -> None:
     assert asked(m, OFF, 8.0)[0] == pytest.approx(0.018, rel=0.1)
 
 
+def test_of_two_that_contradict_each_other_the_surer_is_believed() -> None:
+    """Whatever came last: a service that came in bursts has become a steady one, or the other way round."""
+    surface = load_surface(DENSE)
+    right, wrong = step(surface, OFF, 32.0, ago=HOUR), step(surface, OFF, 33.0)
+    wrong = replace(wrong, seconds=4 * wrong.seconds)
+
+    def believed(variance: float) -> float:
+        steps = (step(surface, OFF, 2.0), right, replace(wrong, variance=variance))
+        return asked(model({"disabled": Knowledge(NOW, step_times=steps)}), OFF, 32.0)[0] / right.seconds
+
+    assert believed(0.25) == pytest.approx(1.0, abs=0.05)
+    assert believed(0.0) > 1.5, "equally sure, none of them is right"
+
+
 def test_a_clock_that_went_back_makes_nothing_fresher_than_fresh() -> None:
     fresh, ahead = (fitted(DENSE, (2.0, 8.0), ago=ago) for ago in (0.0, -24 * HOUR))
     assert asked(fresh, OFF, 4.0) == asked(ahead, OFF, 4.0)

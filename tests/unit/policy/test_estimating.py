@@ -354,17 +354,38 @@ def test_near_the_edge_of_a_range_steps_of_two_k_are_mixed_and_nothing_is_learnt
     assert known.step_times == () and known.drafts is None
 
 
-def test_an_engine_that_stood_still_between_steps_tells_no_step_time() -> None:
-    """Counted from step to step it took 40 ms, as its requests felt them 20."""
-    window = Window(3600.0)
-    for r in traffic().readings:
+def paced(*shares: float) -> Window:
+    """Traffic in which the steps of one reading after the other are so many times as many as the requests' own times
+    tell: counted from step to step they take 20 ms over that."""
+    window, count = Window(3600.0), 0.0
+    for n, r in enumerate(traffic().readings):
         (engine,) = r.page.engines
         assert engine.iteration_tokens is not None
-        halved = replace(engine.iteration_tokens, count=engine.iteration_tokens.count / 2)
-        buckets = replace(halved, counts=tuple(c / 2 for c in halved.counts))
-        window = window.add(Page((replace(engine, iteration_tokens=buckets),), r.page.process_start), r.t)
-    o = observation(window=window, knowledge={})
+        count += 5.0 / 0.02 * shares[n % len(shares)]
+        buckets = tuple(c * count / engine.iteration_tokens.count for c in engine.iteration_tokens.counts)
+        steps = replace(engine.iteration_tokens, count=count, counts=buckets)
+        window = window.add(Page((replace(engine, iteration_tokens=steps),), r.page.process_start), r.t)
+    return window
+
+
+def test_an_engine_that_stood_still_between_steps_tells_no_step_time() -> None:
+    """Counted from step to step it took 40 ms, as its requests felt them 20."""
+    o = observation(window=paced(0.5), knowledge={})
     assert o.knowledge["disabled"].step_times == ()
+
+
+@pytest.mark.parametrize(
+    ("shares", "spread"),
+    [((1.0,), 0.0), ((1.0, 0.5), math.log(2) / 2), ((1.0, 1.9), math.log(1.9) / 2), ((1.0, 0.5, 1.9), 0.445)],
+    ids=["steady", "idle now and then", "full now and then", "in bursts"],
+)
+def test_where_bursts_are_shorter_than_a_reading_what_looks_steady_is_so_by_chance(
+    shares: tuple[float, ...], spread: float
+) -> None:
+    """It is learnt, but not believed to the last digit."""
+    (learnt,) = observation(window=paced(*shares), knowledge={}).knowledge["disabled"].step_times
+    assert learnt.seconds == pytest.approx(0.02)
+    assert math.sqrt(learnt.variance) == pytest.approx(spread, abs=0.03)
 
 
 # --- the model ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from specdecode.model.cost import Prediction
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Drafts, Knowledge, StepTime
 from specdecode.model.loads import BUCKET, DAY, LoadHistory
-from specdecode.policy.brakes import changes_exhausted, may_act
+from specdecode.policy.brakes import changes_exhausted, cooling_down, may_act
 from specdecode.policy.clock import seconds_of, text_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.gates import OWN_MAY_LOSE, PROBE_EVERY, decide
@@ -784,6 +784,53 @@ def test_pods_that_fall_behind_for_long_get_back_what_the_user_chose(o: Observat
         assert d.target is not None and d.target.profile == "ngram" and d.required_gain == -OWN_MAY_LOSE
         assert "fallen behind with disabled for 30m" in d.message
         assert d.held_back is None
+
+
+SPENT = (slower(2400.0, target="disabled"), *(entry(ago=3600.0 * (i + 3), target="other") for i in range(4)))
+"""Five changes of six, and the last of them was the way back, in vain."""
+
+
+@pytest.mark.parametrize(
+    ("o", "urgent", "held"),
+    [
+        (falling_behind(history=SPENT), True, False),
+        (falling_behind(history=SPENT), False, True),
+        (forgetful(falling_behind(history=SPENT)), True, True),
+        (forgetful(falling_behind(history=SPENT[:-1])), True, False),
+        (forgetful(falling_behind(history=(entry(ago=2400.0, target="other"), *SPENT[1:]))), False, False),
+    ],
+    ids=[
+        "they have long fallen behind",
+        "and it would be no relief",
+        "in a burst, for all that is known",
+        "in a burst, with two changes left",
+        "it was not tried",
+    ],
+)
+def test_where_the_way_back_was_in_vain_the_last_change_is_kept_for_pods_that_have_long_fallen_behind(
+    o: Observation, urgent: bool, held: bool
+) -> None:
+    """Each burst asks for it, and each canary is measured after the burst."""
+    wanted = Decision(SURE, "", option(menu(spec()), "disabled"), change=True, urgent=urgent)
+    found = changes_exhausted(o, wanted)
+    assert (found is not None) is held
+    if found is not None:
+        assert "this was tried in vain: the last is kept for pods that have long fallen behind" in found[1]
+
+
+def test_pods_that_have_long_fallen_behind_do_not_wait_for_what_failed_after_a_burst() -> None:
+    often = tuple(slower(2400.0 + 60 * i, target="disabled") for i in range(4))
+    wanted = Decision(SURE, "", option(menu(spec()), "disabled"), change=True, urgent=True)
+    assert cooling_down(falling_behind(history=often), wanted) is None
+    assert cooling_down(forgetful(falling_behind(history=often)), wanted) is not None
+    assert cooling_down(falling_behind(history=often), replace(wanted, urgent=False)) is not None
+
+
+def test_a_restart_is_no_way_back() -> None:
+    own = menu(spec(), rendered(menu(spec()), "ngram"))
+    again = Decision(Reason.RESTART_RESTORES, "", option(own, "ngram"), change=True, restart=True)
+    assert changes_exhausted(observation(menu=own, history=today(SURE, 4)), again) is None
+    assert changes_exhausted(observation(menu=own, history=today(SURE, 5)), again) is not None
 
 
 @pytest.mark.parametrize(("waiting", "asks"), [(500.0, True), (0.0, False)], ids=["a queue", "none"])
