@@ -8,11 +8,12 @@ from specdecode.api.quantities import format_duration
 from specdecode.api.v1alpha1 import Mode, Outcome
 from specdecode.model.loads import DAY
 from specdecode.policy.ageing import restarts_are_rationed
+from specdecode.policy.behind import long_behind
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import PROBES, Decision, Reason
 from specdecode.policy.live import can_be_live
 from specdecode.policy.observation import Observation
-from specdecode.policy.past import UNTOLD, backoff, failures, last_tried, long_behind, tries
+from specdecode.policy.past import UNTOLD, backoff, failures, last_tried, tries
 from specdecode.policy.spare import NO_CAPACITY
 
 Brake = Callable[[Observation, Decision], tuple[Reason, str] | None]

@@ -17,6 +17,7 @@ from specdecode.model.estimate import Estimate
 from specdecode.model.loads import DAY
 from specdecode.model.tokens import MEMORY
 from specdecode.policy.ageing import restart_restores
+from specdecode.policy.behind import BEHIND_FOR, carries, long_behind
 from specdecode.policy.brakes import held_back
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Decision, Reason
@@ -31,16 +32,7 @@ from specdecode.policy.guards import (
 from specdecode.policy.observation import AT_THE_LIMIT, Observation
 from specdecode.policy.options import configuration, describe
 from specdecode.policy.outlook import worth_of_trying
-from specdecode.policy.past import (
-    BEHIND_FOR,
-    backoff,
-    carries,
-    fell_behind,
-    last_failed,
-    last_success,
-    last_tried,
-    long_behind,
-)
+from specdecode.policy.past import backoff, fell_behind, last_failed, last_tried
 from specdecode.policy.spare import cannot_go_back, cannot_spare_much, one_is_given_up, waits_for_room
 
 Gate = Callable[[Observation], Decision | None]
@@ -75,7 +67,7 @@ def not_manageable(o: Observation) -> Decision | None:
 
 def contested(o: Observation) -> Decision | None:
     """Somebody took our last change back: do not fight over the field (until the policy is edited)."""
-    last = last_success(o)
+    last = o.last_success
     if last is None or o.active is None or configuration(o.active) == last.target:
         return None
     if last.policy_generation != o.generation or seconds_of(last.finished_at) < o.adopted_at:

@@ -17,7 +17,7 @@ from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.observation import Estimates, Observation
 from specdecode.policy.options import describe
-from specdecode.policy.past import TRAFFIC_TURNED, fell_behind, last_success
+from specdecode.policy.past import TRAFFIC_TURNED, fell_behind
 from specdecode.vllm.capabilities import capabilities
 
 FULL = 0.95
@@ -261,7 +261,7 @@ def _disproved(o: Observation, reason: Reason) -> bool:
 
 def _switched_off(o: Observation, reason: Reason) -> bool:
     """Whether speculation was last switched off by this guard, within a day."""
-    last = last_success(o)
+    last = o.last_success
     return last is not None and last.reason == reason and o.now - seconds_of(last.finished_at) < DAY
 
 

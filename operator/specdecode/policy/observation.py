@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from specdecode.api.v1alpha1 import HistoryEntry, LiveSchedule, RolloutStatus, SpecDecodePolicySpec
+from specdecode.api.v1alpha1 import HistoryEntry, LiveSchedule, Outcome, RolloutStatus, SpecDecodePolicySpec
 from specdecode.model.cost import Band, OfferedLoad, Option, Prediction
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Knowledge
@@ -228,6 +228,11 @@ class Observation:
     def is_own(self, option: Option | None) -> bool:
         """Whether an option is of the profile that the user's own manifest runs."""
         return option is not None and self.own is not None and option.profile == self.own.profile
+
+    @property
+    def last_success(self) -> HistoryEntry | None:
+        """The last change that succeeded."""
+        return next((h for h in self.history if h.outcome is Outcome.SUCCESSFUL), None)
 
     def running(self, option: Option | None) -> tuple[Pod, ...]:
         """The ready pods that run an option."""

@@ -20,8 +20,6 @@ MAX_BACKOFF = 16
 BACKLOG = 2.0
 """Factor by which the load of pods that fall behind may be more than what is asked of them: what waits is a part of
 it, up to as much again."""
-BEHIND_FOR = 1800.0
-"""Seconds for which more is asked than the pods can carry before that counts as more than a burst."""
 LOAD_TURNED = 1.5
 """Factor in load from which an earlier failure proves nothing."""
 HOUR = 3600.0
@@ -68,7 +66,7 @@ def tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
     Where a pod can be given up for a canary by now, those do not count that found no room."""
     turned = moved(o.knowledge, profile) > TRAFFIC_TURNED
     now = o.loads.at(o.now)
-    room = o.policy.rollout.allow_unavailable and can_spare_one(o.estimates, len(o.running(o.active)), profile)
+    room = o.policy.rollout.allow_unavailable and can_spare_one(o, len(o.running(o.active)), profile)
     for entry in o.history:
         if entry.target.profile != profile or entry.reason == Reason.RESTART_RESTORES:
             continue
@@ -102,36 +100,10 @@ def fell_behind(o: Observation, profile: str) -> str | None:
     return None
 
 
-def carries(o: Observation) -> float | None:
-    """Tokens per second that a pod carries with what runs; None where that is not known."""
-    e, load = o.estimates, o.estimates.load
-    if e.running is None or load is None:
-        return None
-    carried = e.running.headroom * load.tokens_per_second
-    if e.queueing and e.measured is not None:
-        # The model does not know how many requests the KV cache has room for: what is served tells.
-        carried = min(carried, (e.measured.generation_tokens_per_second or math.inf) / max(1, len(o.running(o.active))))
-    return carried
-
-
-def long_behind(o: Observation) -> bool:
-    """Whether more is asked than the pods carry, for `BEHIND_FOR` now and with what runs now."""
-    carried, since, last = carries(o), o.now - BEHIND_FOR, last_success(o)
-    asked = o.loads.between(since, o.now) if o.loads.at(since) is not None else None
-    if carried is None or asked is None or (last is not None and seconds_of(last.finished_at) > since):
-        return False
-    return asked[0] >= carried * max(1, len(o.running(o.active)))
-
-
 def last_failed(o: Observation, profile: str) -> float:
     """Unix seconds of the end of the last change to a profile that did not succeed, whatever the load was then."""
     failed = (h for h in o.history if h.target.profile == profile and h.outcome is not Outcome.SUCCESSFUL)
     return max((seconds_of(h.finished_at) for h in failed), default=-math.inf)
-
-
-def last_success(o: Observation) -> HistoryEntry | None:
-    """The last change that succeeded."""
-    return next((h for h in o.history if h.outcome is Outcome.SUCCESSFUL), None)
 
 
 def last_tried(o: Observation, profile: str) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from specdecode.api.v1alpha1 import DISABLED
 from specdecode.model.cost import Option
 from specdecode.model.loads import DAY
+from specdecode.policy.behind import long_behind
 from specdecode.policy.clock import seconds_of
-from specdecode.policy.observation import AT_THE_LIMIT, Estimates, Observation
+from specdecode.policy.observation import AT_THE_LIMIT, Observation
 
 NO_CAPACITY = "NoCapacity"
 """Ending (`rollout.ending`) of a change whose canary found no node."""
@@ -30,21 +31,29 @@ def one_is_given_up(o: Observation, *, for_sure: bool = False) -> bool:
     return full and not (for_sure and o.now - seconds_of(last.finished_at) > LONG_AGO)
 
 
-def can_spare_one(e: Estimates, pods: int, profile: str) -> bool:
+def can_spare_one(o: Observation, pods: int, profile: str) -> bool:
     """Whether one of so many pods may be given up for a change to a profile: the others carry the load without it.
-    Where they are overloaded as it is, the change may be the way out; and to switch off, most of the load will do for
-    the time that pods start, if all of it is carried afterwards."""
-    here, other = e.running, e.predictions.get(profile)
+    Where they have long fallen behind as it is, the change may be the way out (a burst is over before a canary has
+    started); and to switch off, most of the load will do for the time that pods start, if that is paid back (for sure,
+    where the user chose what runs) and all of it is carried afterwards."""
+    e = o.estimates
+    here, option = e.running, e.candidate(profile)
     if here is None:
         return False
     without = here.headroom_without_one(pods)
     if without > AT_THE_LIMIT:
         return True
-    if other is None:
+    if option is None or profile not in e.predictions:
         return False
+    room = e.predictions[profile].headroom
     if e.overloaded:
-        return other.headroom > AT_THE_LIMIT * here.headroom
-    return profile == DISABLED and without > MOST_OF_IT and other.headroom > max(AT_THE_LIMIT, here.headroom)
+        return long_behind(o) and room > AT_THE_LIMIT * here.headroom
+    gain, outlook = e.gain(option), e.outlooks.get(profile)
+    if profile != DISABLED or outlook is None or outlook.benefit <= 0:
+        return False
+    if o.is_own(o.active) and (gain is None or gain.low <= 0):
+        return False
+    return without > MOST_OF_IT and room > max(AT_THE_LIMIT, here.headroom)
 
 
 def waits_for_room(o: Observation, option: Option) -> bool:

@@ -198,6 +198,7 @@ def analysing(c: Change) -> Step:
         asked_before=decided_at,
         correction=correction,
         steepness=steepness,
+        in_place=c.rollout.give_up_one,
     )
     verdict = judge(
         comparison,

@@ -125,6 +125,7 @@ def compare(
     asked_before: float | None = None,
     correction: float = 0.0,
     steepness: float = 0.0,
+    in_place: bool = False,
 ) -> Comparison:
     """Compares the pods from `since` (Unix seconds) on; where there is no baseline, with `before`, the figure of the
     whole workload before the change, at a load of `asked_before` tokens/s.
@@ -132,6 +133,7 @@ def compare(
     `correction` is added to the log of the ratio as far as it is borne out: what the model says of the load after a
     promotion, where a pod more takes a part of it now. `steepness`: the power of the load by which TPOT grows, where a
     canary with less of it than the others is not to win by that (traffic is not dealt out evenly everywhere).
+    `in_place`: the canary took the place of a baseline pod, and while it started the others had to do its work.
     """
     ours, everyone = ([p.window.since(since) for p in pods] for pods in (canaries, baseline))
     measured, theirs = pods_together(ours), _alike(everyone, ours)
@@ -153,6 +155,8 @@ def compare(
     share = max(found.share_asked, 1 / UNEQUAL_LOAD)
     if share < EVEN:
         correction += steepness * math.log(share)
+    # As many pods as before at the same load: what makes the baseline slower than it was is a backlog.
+    usual = before if in_place and before and _as_before(found, asked_before) else math.inf
     ratios = []
     length = found.seconds / BLOCKS
     for i in range(BLOCKS if length > 0 else 0):
@@ -160,16 +164,19 @@ def compare(
         canary = _over(start, end, figure, ours)
         other = _over(start, end, figure, theirs) if baseline else before
         if canary and other:
-            ratios.append(math.log(other / canary) + correction)
+            ratios.append(math.log(min(other, usual) / canary) + correction)
     return replace(found, gain=_gain(ratios), blocks=len(ratios), correction=correction)
 
 
 def _relief(c: Comparison, before: float | None, asked_before: float | None) -> float:
     """By how much the baseline itself has become faster since the canary takes a part of the same load, as a log."""
     during = value_of(c.figure, c.baseline) if c.baseline else None
-    if not before or not during or not asked_before or not EVEN <= c.wanted / asked_before <= 1 / EVEN:
-        return 0.0
-    return math.log(before / during)
+    return math.log(before / during) if before and during and _as_before(c, asked_before) else 0.0
+
+
+def _as_before(c: Comparison, asked_before: float | None) -> bool:
+    """Whether users ask for as much as they did before the change."""
+    return asked_before is not None and EVEN * asked_before <= c.wanted <= asked_before / EVEN
 
 
 def _alike(baseline: list[Window], canaries: list[Window]) -> list[Window]:

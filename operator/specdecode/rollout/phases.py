@@ -148,7 +148,7 @@ class _Roll(Change):
             return "free a GPU, or set spec.rollout.allowUnavailable"
         if o.estimates.running is None or pods < 2 or r.reason == Reason.OVERLOADED:
             return None
-        if not can_spare_one(o.estimates, pods, r.target.profile):
+        if not can_spare_one(o, pods, r.target.profile):
             return "without one pod the others could not carry the load"
         option = option_of(r.target, self.menu)
         turns_on = option is not None and option.speculation is not None and r.target.profile != r.source.profile

@@ -18,6 +18,7 @@ from specdecode.policy.clock import seconds_of, text_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.gates import OWN_MAY_LOSE, PROBE_EVERY, decide
 from specdecode.policy.observation import Observation, Problem
+from specdecode.policy.outlook import Outlook
 from specdecode.policy.past import MEASURED, backoff, fell_behind, lost_today
 from specdecode.policy.spare import LONG_AGO, can_spare_one, one_is_given_up
 from specdecode.rollout.ending import Ending
@@ -950,13 +951,16 @@ def test_the_way_back_that_found_no_pod_to_spare_is_taken_when_one_can_be_spared
 
 
 @pytest.mark.parametrize(
-    ("here", "other", "profile", "spared"),
+    ("here", "other", "profile", "kw", "spared"),
     [
-        (1.7, 1.0, "ngram", True),
-        (1.3, 1.5, "disabled", True),
-        (1.3, 1.5, "ngram", False),
-        (1.3, 1.25, "disabled", False),
-        (1.15, 1.5, "disabled", False),
+        (1.7, 1.0, "ngram", {}, True),
+        (1.3, 1.5, "disabled", {}, True),
+        (1.3, 1.5, "ngram", {}, False),
+        (1.3, 1.25, "disabled", {}, False),
+        (1.15, 1.5, "disabled", {}, False),
+        (1.3, 1.5, "disabled", {"benefit": -1.0}, False),
+        (1.3, 1.5, "disabled", {"own": "ngram"}, False),
+        (1.3, 1.5, "disabled", {"own": "ngram", "gain": 0.2}, True),
     ],
     ids=[
         "the others carry it",
@@ -964,18 +968,28 @@ def test_the_way_back_that_found_no_pod_to_spare_is_taken_when_one_can_be_spared
         "to turn on",
         "where that frees nothing",
         "where they carry too little",
+        "where that is not paid back",
+        "what the user chose, and perhaps for nothing",
+        "what the user chose, for what is surely faster",
     ],
 )
 def test_to_switch_off_most_of_the_load_will_do_for_the_time_that_pods_start(
-    here: float, other: float, profile: str, spared: bool
+    here: float, other: float, profile: str, kw: dict[str, Any], spared: bool
 ) -> None:
     """Drafts that nobody accepts cost more for hours than a short queue."""
-    o = running_ngram()
+    o, gain = running_ngram(), kw.get("gain", 0.05)
     e = o.estimates
-    assert e.running is not None
-    predictions = {**e.predictions, profile: replace(e.predictions[profile], headroom=other)}
-    o = unable(o, running=replace(e.running, headroom=here), predictions=predictions)
-    assert can_spare_one(o.estimates, 3, profile) is spared
+    assert e.running is not None and e.modelled is not None
+    tpot = Estimate.log_normal(e.modelled.tpot.value / (1 + gain), 0.05)
+    predictions = {**e.predictions, profile: replace(e.predictions[profile], headroom=other, tpot=tpot)}
+    o = unable(
+        o,
+        running=replace(e.running, headroom=here),
+        predictions=predictions,
+        outlooks={profile: Outlook(3600.0, kw.get("benefit", 100.0), 0.05, 600.0)},
+    )
+    own = menu(o.policy, rendered(menu(o.policy), kw.get("own", "disabled")))
+    assert can_spare_one(replace(o, menu=own), 3, profile) is spared
 
 
 A_WHILE_AGO = 0.75 * PROBE_EVERY

@@ -258,6 +258,37 @@ def test_what_the_model_says_of_the_whole_load_counts_as_far_as_the_baseline_fel
     assert found.correction == pytest.approx(believed, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("in_place", "before", "asked", "gain"),
+    [
+        (True, 0.008, 1.0, -0.2),
+        (True, 0.03, 1.0, 1.0),
+        (True, None, 1.0, 1.0),
+        (True, 0.008, 1.3, 1.0),
+        (True, 0.008, None, 1.0),
+        (False, 0.008, 1.0, 1.0),
+    ],
+    ids=[
+        "they were faster",
+        "they were slower",
+        "nobody knows how fast they were",
+        "more was asked before",
+        "nobody knows what was asked before",
+        "one pod more",
+    ],
+)
+def test_a_canary_in_the_place_of_a_pod_does_not_win_by_the_backlog_of_the_others(
+    in_place: bool, before: float | None, asked: float | None, gain: float
+) -> None:
+    """They had to do its work while it started, and take 20 ms now, the canary 10."""
+    now = compare((canary(0.02),), old(2), NOW - 55, NOW, None).wanted
+    found = compare(
+        (canary(0.02),), old(2), NOW - 55, NOW, before, asked_before=asked and asked * now, in_place=in_place
+    )
+    assert found.gain is not None
+    assert found.gain.value == pytest.approx(gain, abs=0.01)
+
+
 @given(st.floats(-0.2, 0.1), st.floats(0.005, 0.1))
 def test_the_correction_moves_the_whole_interval_and_nothing_else(correction: float, step: float) -> None:
     pods = (canary(step),), old(2)

@@ -176,17 +176,20 @@ def no_room(
     waiting_requests: float = 0.0,
     own: bool = True,
     highest: float = 1.0,
+    minutes: int = 60,
     reason: str | None = None,
 ) -> Step:
     """There is no node for the canary, and this is the headroom of what runs and of what is to run. `own`: that is what
-    the user's own manifest says. `highest`: the highest load of the day, over that of now."""
+    the user's own manifest says. `highest`: the highest load of the day, over that of now, which has lasted for so many
+    minutes."""
     waiting = canary(ready=False, unschedulable_since=NOW - NO_CAPACITY_AFTER - 1)
     policy = spec(rollout={"allowUnavailable": allowed})
     o = during(RolloutPhase.STARTING, *(old or OLD), waiting, age=70.0, policy=policy)
     assert o.estimates.load is not None and o.rollout is not None
     o = replace(o, rollout=o.rollout.model_copy(update={"reason": reason or o.rollout.reason}))
     now = o.estimates.load.tokens_per_second * len(old or OLD)
-    loads = LoadHistory(int(NOW // BUCKET) - 1, (highest * now, now), BUCKET)
+    buckets = minutes // 5
+    loads = LoadHistory(int(NOW // BUCKET) - buckets, (highest * now, *(now,) * buckets), BUCKET)
     o = replace(o, menu=menu(policy, rendered(MENU, "ngram")) if own else MENU, loads=loads)
     e = o.estimates
     assert e.running is not None and e.measured is not None
@@ -206,6 +209,12 @@ def test_a_pod_is_given_up_only_where_the_others_carry_the_load(running: float, 
     assert rollout is not None and rollout.give_up_one is given_up
     if not given_up:
         assert rollout.outcome_reason == "NoCapacity" and "could not carry the load" in rollout.message
+
+
+def test_in_a_burst_no_pod_is_given_up() -> None:
+    """It would be over before the canary had started."""
+    rollout = no_room(0.9, 1.5, minutes=15).rollout
+    assert rollout is not None and not rollout.give_up_one
 
 
 def test_pods_that_fall_behind_for_long_may_lose_one_to_what_the_user_chose() -> None:
