@@ -31,7 +31,7 @@ def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
         return None
     profile, cooldown = d.target.profile, o.policy.rollout.cooldown
     # What failed in a burst, or after one, says little about pods that have long fallen behind.
-    until = last_tried(o, profile) + cooldown * (1 if d.urgent and long_behind(o) else backoff(o, profile))
+    until = last_tried(o, profile) + cooldown * (1 if _relieves(o, d) else backoff(o, profile))
     if not d.urgent:
         until = max(until, seconds_of(o.history[0].finished_at) + cooldown)
     elif not failures(tries(o, profile)):
@@ -62,12 +62,17 @@ def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     if len(today) >= max(1, limit - 1):
         if turns_on:
             return Reason.CHANGES_EXHAUSTED, f"{said}, and the last is kept for the way back"
-        if d.target is not None and failures(tries(o, d.target.profile)) and not (d.urgent and long_behind(o)):
+        if d.target is not None and failures(tries(o, d.target.profile)) and not _relieves(o, d):
             why = "this was tried in vain: the last is kept for pods that have long fallen behind"
             return Reason.CHANGES_EXHAUSTED, f"{said}, and {why}"
     if turns_on and d.reason in FINDING_OUT and len(in_vain) >= max(1, limit // 2):
         return Reason.CHANGES_EXHAUSTED, f"{len(in_vain)} of {said}, and half of them at most for what is tried in vain"
     return None
+
+
+def _relieves(o: Observation, d: Decision) -> bool:
+    """Whether the pods have long fallen behind, and would less with what is asked for."""
+    return d.target is not None and long_behind(o) and o.estimates.makes_room(d.target.profile)
 
 
 FINDING_OUT = frozenset({Reason.WORTH_A_CANARY, *PROBES})

@@ -787,18 +787,26 @@ def test_pods_that_fall_behind_for_long_get_back_what_the_user_chose(o: Observat
         assert d.held_back is None
 
 
-SPENT = (slower(2400.0, target="disabled"), *(entry(ago=3600.0 * (i + 3), target="other") for i in range(4)))
+SPENT = (slower(2400.0), *(entry(ago=3600.0 * (i + 3), target="other") for i in range(4)))
 """Five changes of six, and the last of them was the way back, in vain."""
+BACK = Decision(SURE, "", option(menu(spec()), "ngram"), change=True, urgent=True)
+"""To what the manifest says."""
+
+
+def carrying(o: Observation, headroom: float) -> Observation:
+    """With n-gram."""
+    predictions = o.estimates.predictions
+    return unable(o, predictions={**predictions, "ngram": replace(predictions["ngram"], headroom=headroom)})
 
 
 @pytest.mark.parametrize(
-    ("o", "urgent", "held"),
+    ("o", "headroom", "held"),
     [
-        (falling_behind(history=SPENT), True, False),
-        (falling_behind(history=SPENT), False, True),
-        (forgetful(falling_behind(history=SPENT)), True, True),
-        (forgetful(falling_behind(history=SPENT[:-1])), True, False),
-        (forgetful(falling_behind(history=(entry(ago=2400.0, target="other"), *SPENT[1:]))), False, False),
+        (falling_behind(history=SPENT), 0.9, False),
+        (falling_behind(history=SPENT), 0.8, True),
+        (forgetful(falling_behind(history=SPENT)), 0.9, True),
+        (forgetful(falling_behind(history=SPENT[:-1])), 0.9, False),
+        (forgetful(falling_behind(history=(entry(ago=2400.0, target="other"), *SPENT[1:]))), 0.9, False),
     ],
     ids=[
         "they have long fallen behind",
@@ -809,22 +817,20 @@ SPENT = (slower(2400.0, target="disabled"), *(entry(ago=3600.0 * (i + 3), target
     ],
 )
 def test_where_the_way_back_was_in_vain_the_last_change_is_kept_for_pods_that_have_long_fallen_behind(
-    o: Observation, urgent: bool, held: bool
+    o: Observation, headroom: float, held: bool
 ) -> None:
     """Each burst asks for it, and each canary is measured after the burst."""
-    wanted = Decision(SURE, "", option(menu(spec()), "disabled"), change=True, urgent=urgent)
-    found = changes_exhausted(o, wanted)
+    found = changes_exhausted(carrying(o, headroom), BACK)
     assert (found is not None) is held
     if found is not None:
         assert "this was tried in vain: the last is kept for pods that have long fallen behind" in found[1]
 
 
 def test_pods_that_have_long_fallen_behind_do_not_wait_for_what_failed_after_a_burst() -> None:
-    often = tuple(slower(2400.0 + 60 * i, target="disabled") for i in range(4))
-    wanted = Decision(SURE, "", option(menu(spec()), "disabled"), change=True, urgent=True)
-    assert cooling_down(falling_behind(history=often), wanted) is None
-    assert cooling_down(forgetful(falling_behind(history=often)), wanted) is not None
-    assert cooling_down(falling_behind(history=often), replace(wanted, urgent=False)) is not None
+    often = falling_behind(history=tuple(slower(2400.0 + 60 * i) for i in range(4)))
+    assert cooling_down(carrying(often, 0.9), BACK) is None
+    assert cooling_down(carrying(often, 0.8), BACK) is not None
+    assert cooling_down(forgetful(carrying(often, 0.9)), BACK) is not None
 
 
 def test_a_restart_is_no_way_back() -> None:
