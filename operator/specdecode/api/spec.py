@@ -315,7 +315,8 @@ class Rollout(ApiModel):
     max_changes_per_day: Annotated[int, Field(ge=1, le=20)] = Field(
         6,
         description="Changes that may be started in 24 hours, at most half of them in vain to find out what pays; the "
-        "last is kept for the way back, to no speculation or to what the manifest says. No more than the history "
+        "last two are kept for the way back, to no speculation or to what the manifest says, and the very last for "
+        "pods that have long fallen behind (of fewer than 4, one for the way back). No more than the history "
         "remembers.",
     )
     progress_deadline: PositiveDuration = Field(

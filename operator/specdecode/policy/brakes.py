@@ -43,9 +43,8 @@ def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
 
 def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     """The policy allows so many changes a day. What is turned on to see whether it pays, in vain, takes at most half of
-    them, and the last one is kept for the way back, to no speculation or to what the manifest says: what users feel
-    must be answered whatever was tried before. A way back that was in vain is not tried with it again but for pods that
-    have long fallen behind."""
+    them; the last two are kept for the way back, to no speculation or to what the manifest says, and the very last for
+    pods that have long fallen behind: what users feel must be answered whatever was tried before."""
     limit = o.policy.rollout.max_changes_per_day
     # A canary that found no node changed nothing.
     today = [h for h in o.history if seconds_of(h.started_at) > o.now - DAY and h.outcome_reason != NO_CAPACITY]
@@ -57,17 +56,20 @@ def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     goes_back = o.is_own(d.target) and d.reason not in PROBES and not d.restart
     turns_on = d.target is not None and d.target.speculation is not None and not goes_back
     said = f"{len(today)} changes in 24 hours; spec.rollout.maxChangesPerDay allows {limit}"
-    if len(today) >= limit:
+    left, enough = limit - len(today), limit >= ENOUGH_TO_KEEP_TWO
+    if left <= 0:
         return Reason.CHANGES_EXHAUSTED, said
-    if len(today) >= max(1, limit - 1):
-        if turns_on:
-            return Reason.CHANGES_EXHAUSTED, f"{said}, and the last is kept for the way back"
-        if d.target is not None and failures(tries(o, d.target.profile)) and not _relieves(o, d):
-            why = "this was tried in vain: the last is kept for pods that have long fallen behind"
-            return Reason.CHANGES_EXHAUSTED, f"{said}, and {why}"
+    if turns_on and today and left <= (2 if enough else 1):
+        return Reason.CHANGES_EXHAUSTED, f"{said}, and the last {'two are' if enough else 'is'} kept for the way back"
+    if enough and left == 1 and not _relieves(o, d):
+        return Reason.CHANGES_EXHAUSTED, f"{said}, and the last is kept for pods that have long fallen behind"
     if turns_on and d.reason in FINDING_OUT and len(in_vain) >= max(1, limit // 2):
         return Reason.CHANGES_EXHAUSTED, f"{len(in_vain)} of {said}, and half of them at most for what is tried in vain"
     return None
+
+
+ENOUGH_TO_KEEP_TWO = 4
+"""Changes a day of which two are left to find something better."""
 
 
 def _relieves(o: Observation, d: Decision) -> bool:

@@ -227,23 +227,24 @@ def _above_band(o: Observation) -> bool:
 
 
 def overloaded_by_ours(o: Observation) -> Decision | None:
-    """The pods have long fallen behind with what the user did not choose, and nobody knows whether what they did choose
-    would carry more: a canary, one pod more, cannot tell, so it gets to run."""
+    """The pods have long fallen behind with what the user did not choose, and what they did choose is expected to carry
+    more, or nobody knows: a canary, one pod more, cannot tell, so it gets to run."""
     e, own = o.estimates, o.own
     if o.policy.mode is not Mode.AUTO or o.active is None or own is None or o.is_own(o.active):
         return None
     would = e.predictions.get(own.profile)
-    if would is None or not e.own_is_untried or _breaks_a_promise(o, own):
+    if would is None or not (e.own_is_untried or e.makes_room(own.profile)) or _breaks_a_promise(o, own):
         return None
     carried = carries(o)
     if carried is None or not long_behind(o):
         return None
     if would.capacity is not None and would.capacity.high < carried:
         return None
+    more = f"nobody has seen what {describe(own)} carries" if e.own_is_untried else f"{describe(own)} carries more"
     return Decision(
         Reason.OVERLOADED,
-        f"the pods have fallen behind with {describe(o.active)} for {format_duration(BEHIND_FOR)}, and nobody has"
-        f" seen what {describe(own)} carries, which the manifest asks for: it gets to run",
+        f"the pods have fallen behind with {describe(o.active)} for {format_duration(BEHIND_FOR)}, and {more}, which"
+        " the manifest asks for: it gets to run",
         own,
         change=True,
         gain=e.gain(own),
@@ -370,6 +371,7 @@ CHAIN: tuple[Gate, ...] = (
     idle,
     too_few_samples,
     # guards
+    overloaded_by_ours,
     acceptance_below_floor,
     kv_squeezed,
     ttft_bound,
@@ -377,7 +379,6 @@ CHAIN: tuple[Gate, ...] = (
     # what pays
     a_change_pays,
     restart_restores,
-    overloaded_by_ours,
     no_baseline,
     worth_a_probe,
     keep_what_runs,

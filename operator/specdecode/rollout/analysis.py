@@ -64,6 +64,7 @@ def judge(
     decided_at: float | None = None,
     lost: int = 0,
     relief: bool = False,
+    leaves_own: bool = False,
     to_be_proven: bool = True,
 ) -> Verdict | None:
     """The verdict, or None while there is none yet. Harm is called early; success after the whole time, where it is
@@ -71,7 +72,8 @@ def judge(
 
     `decided_at`: that load, of the whole workload in tokens/s; None where it is not known. `lost`: how many canaries of
     the profile in a row did not succeed today. Chance alone promotes one in twenty that are no better, so what is tried
-    again and again must show more: each time half as large an error is allowed.
+    again and again must show more: each time half as large an error is allowed. `leaves_own`: what runs is what the
+    user's own manifest says; what replaces it must be faster, whatever the change is for.
     """
     rules = policy.rollout.analysis
     if errors := _errors(c):
@@ -95,7 +97,7 @@ def judge(
         if c.seconds >= rules.duration * (0.5 if plain else 1.0) and easy >= even and not (lull or c.fills or unlike):
             if broken := _slo_broken(c, policy) or (protect_tail and _tail_worse(c)):
                 return Verdict(Outcome.FAILED, Ending.TAIL_WORSE, f"{how}{broken}", c.gain)
-            floor = 0.0 if required_gain > 0 or lost else -NO_WORSE
+            floor = 0.0 if required_gain > 0 or lost or leaves_own else -NO_WORSE
             if c.gain.value >= required_gain and _at_the_least(c.gain, lost) > floor:
                 return Verdict(Outcome.SUCCESSFUL, Ending.PROMOTED, f"{how}promoting: {c.shown}", c.gain)
             if c.gain.high < required_gain and share <= UNEQUAL_LOAD:

@@ -237,22 +237,23 @@ SURE, UNSURE = Reason.CHEAPER_PROFILE, Reason.WORTH_A_CANARY
 @pytest.mark.parametrize(
     ("wanted", "target", "before", "says"),
     [
-        (SURE, "ngram", today(SURE, 4), None),
-        (SURE, "ngram", today(SURE, 5), "the last is kept for the way back"),
-        (SURE, "disabled", today(SURE, 5), None),
+        (SURE, "ngram", today(SURE, 3), None),
+        (SURE, "ngram", today(SURE, 4), "the last two are kept for the way back"),
+        (SURE, "disabled", today(SURE, 4), None),
+        (SURE, "disabled", today(SURE, 5), "the last is kept for pods that have long fallen behind"),
         (SURE, "disabled", today(SURE, 6), "allows 6"),
         (UNSURE, "ngram", today(UNSURE, 2), None),
         (UNSURE, "ngram", today(UNSURE, 3), "3 of 3 changes in 24 hours"),
-        (UNSURE, "ngram", today(UNSURE, 4, Outcome.SUCCESSFUL), None),
-        (UNSURE, "ngram", today(SURE, 4), None),
-        (SURE, "ngram", today(UNSURE, 4), None),
+        (UNSURE, "ngram", today(UNSURE, 3, Outcome.SUCCESSFUL), None),
+        (UNSURE, "ngram", today(SURE, 3), None),
+        (SURE, "ngram", today(UNSURE, 3), None),
         (UNSURE, "disabled", today(UNSURE, 4), None),
     ],
 )
 def test_a_day_keeps_changes_for_what_users_feel(
     wanted: Reason, target: str, before: tuple[HistoryEntry, ...], says: str | None
 ) -> None:
-    """Half of them are for what may be turned on in vain, and the last for the way back."""
+    """Half of them are for what may be turned on in vain, and the last two for the way back."""
     o = observation(history=before)
     held = changes_exhausted(o, Decision(wanted, "", option(menu(spec()), target), change=True))
     assert (held is None) if says is None else (held is not None and says in held[1])
@@ -260,10 +261,10 @@ def test_a_day_keeps_changes_for_what_users_feel(
 
 @pytest.mark.parametrize(
     ("wanted", "before", "held"),
-    [(UNSURE, today(UNSURE, 5), False), (UNSURE, today(SURE, 6), True), (Reason.WORTH_A_PROBE, today(SURE, 5), True)],
-    ids=["it is believed to pay", "none is left", "it is only a question"],
+    [(UNSURE, today(UNSURE, 4), False), (UNSURE, today(SURE, 5), True), (Reason.WORTH_A_PROBE, today(SURE, 4), True)],
+    ids=["it is believed to pay", "the last one is left", "it is only a question"],
 )
-def test_the_last_one_is_for_what_the_manifest_says_as_well(
+def test_the_last_but_one_is_for_what_the_manifest_says_as_well(
     wanted: Reason, before: tuple[HistoryEntry, ...], held: bool
 ) -> None:
     own = menu(spec(), rendered(menu(spec()), "ngram"))
@@ -787,9 +788,7 @@ def test_pods_that_fall_behind_for_long_get_back_what_the_user_chose(o: Observat
         assert d.held_back is None
 
 
-SPENT = (slower(2400.0), *(entry(ago=3600.0 * (i + 3), target="other") for i in range(4)))
-"""Five changes of six, and the last of them was the way back, in vain."""
-BACK = Decision(SURE, "", option(menu(spec()), "ngram"), change=True, urgent=True)
+BACK = Decision(SURE, "", option(menu(spec()), "ngram"), change=True)
 """To what the manifest says."""
 
 
@@ -799,31 +798,46 @@ def carrying(o: Observation, headroom: float) -> Observation:
     return unable(o, predictions={**predictions, "ngram": replace(predictions["ngram"], headroom=headroom)})
 
 
+def test_what_the_user_chose_gets_back_as_well_where_it_is_expected_to_carry_more() -> None:
+    d = decide(carrying(falling_behind(untried=False), 0.9))
+    assert d.reason is Reason.OVERLOADED and "for 30m, and ngram carries more" in d.message
+
+
 @pytest.mark.parametrize(
     ("o", "headroom", "held"),
     [
-        (falling_behind(history=SPENT), 0.9, False),
-        (falling_behind(history=SPENT), 0.8, True),
-        (forgetful(falling_behind(history=SPENT)), 0.9, True),
-        (forgetful(falling_behind(history=SPENT[:-1])), 0.9, False),
-        (forgetful(falling_behind(history=(entry(ago=2400.0, target="other"), *SPENT[1:]))), 0.9, False),
+        (falling_behind(history=today(SURE, 5)), 0.9, False),
+        (falling_behind(history=today(SURE, 5)), 0.8, True),
+        (forgetful(falling_behind(history=today(SURE, 5))), 0.9, True),
+        (forgetful(falling_behind(history=today(SURE, 4))), 0.9, False),
+        (falling_behind(history=today(SURE, 6)), 0.9, True),
     ],
     ids=[
         "they have long fallen behind",
         "and it would be no relief",
         "in a burst, for all that is known",
         "in a burst, with two changes left",
-        "it was not tried",
+        "none is left",
     ],
 )
-def test_where_the_way_back_was_in_vain_the_last_change_is_kept_for_pods_that_have_long_fallen_behind(
+def test_the_very_last_change_is_kept_for_pods_that_have_long_fallen_behind(
     o: Observation, headroom: float, held: bool
 ) -> None:
-    """Each burst asks for it, and each canary is measured after the burst."""
-    found = changes_exhausted(carrying(o, headroom), BACK)
-    assert (found is not None) is held
-    if found is not None:
-        assert "this was tried in vain: the last is kept for pods that have long fallen behind" in found[1]
+    """Each burst asks for the way back, and each canary is measured after the burst."""
+    assert (changes_exhausted(carrying(o, headroom), BACK) is not None) is held
+
+
+@pytest.mark.parametrize(("limit", "on", "back"), [(1, 1, 1), (2, 1, 2), (3, 2, 3), (4, 2, 3), (6, 4, 5)])
+def test_so_many_changes_find_something_better_and_so_many_go_back(limit: int, on: int, back: int) -> None:
+    """Of as many as the policy allows: where it allows few, none is kept for overload."""
+    policy = spec(rollout={"maxChangesPerDay": limit})
+
+    def made(target: str) -> int:
+        wanted = Decision(SURE, "", option(menu(policy), target), change=True)
+        history = (today(SURE, n) for n in range(limit + 1))
+        return [changes_exhausted(observation(policy, history=h), wanted) is None for h in history].count(True)
+
+    assert (made("ngram"), made("disabled")) == (on, back)
 
 
 def test_pods_that_have_long_fallen_behind_do_not_wait_for_what_failed_after_a_burst() -> None:
@@ -836,8 +850,8 @@ def test_pods_that_have_long_fallen_behind_do_not_wait_for_what_failed_after_a_b
 def test_a_restart_is_no_way_back() -> None:
     own = menu(spec(), rendered(menu(spec()), "ngram"))
     again = Decision(Reason.RESTART_RESTORES, "", option(own, "ngram"), change=True, restart=True)
-    assert changes_exhausted(observation(menu=own, history=today(SURE, 4)), again) is None
-    assert changes_exhausted(observation(menu=own, history=today(SURE, 5)), again) is not None
+    assert changes_exhausted(observation(menu=own, history=today(SURE, 3)), again) is None
+    assert changes_exhausted(observation(menu=own, history=today(SURE, 4)), again) is not None
 
 
 @pytest.mark.parametrize(("waiting", "asks"), [(500.0, True), (0.0, False)], ids=["a queue", "none"])

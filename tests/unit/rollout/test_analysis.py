@@ -242,6 +242,13 @@ def test_but_one_that_was_tried_in_vain_today_must_be_no_worse_for_sure() -> Non
     assert sure is not None and sure.outcome is Outcome.SUCCESSFUL
 
 
+def test_nor_may_what_the_user_chose_be_replaced_by_what_only_looks_no_worse() -> None:
+    looks = comparison((0.02, -0.02, 0.06))
+    assert judge(looks, POLICY, 0.0, protect_tail=False, leaves_own=True) is None
+    sure = judge(comparison((0.09, 0.06, 0.12)), POLICY, 0.0, protect_tail=False, leaves_own=True)
+    assert sure is not None and sure.outcome is Outcome.SUCCESSFUL
+
+
 def test_messages_say_what_was_compared() -> None:
     paired, single = verdict(comparison()), verdict(alone())
     assert paired is not None and paired.message == "promoting: gain +20 % (+10 to +30 %)"
