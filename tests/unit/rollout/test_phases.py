@@ -309,6 +309,15 @@ def test_half_of_the_time_is_enough_where_it_is_plain(age: float, phase: Rollout
     assert step.rollout is not None and step.rollout.phase is phase
 
 
+@pytest.mark.parametrize(
+    ("own", "phase"), [("ngram", RolloutPhase.PROMOTING), ("disabled", RolloutPhase.ANALYSING)], ids=["back", "away"]
+)
+def test_what_is_no_slower_may_lead_back_to_what_the_user_chose_but_not_away(own: str, phase: RolloutPhase) -> None:
+    """A change that needs no gain: a guard asks for it. It is 1 % slower."""
+    step = analysed(0.0202 * 4.75, menu=menu(spec(), rendered(MENU, own)), rollout={"required_gain": -0.02})
+    assert step.rollout is not None and step.rollout.phase is phase
+
+
 def test_harm_is_ended_early() -> None:
     step = analysed(0.2, age=50.0)
     assert step.rollout is not None and step.rollout.phase is RolloutPhase.ROLLING_BACK
