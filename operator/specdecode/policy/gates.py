@@ -393,7 +393,10 @@ def _is_other(o: Observation, option: Option) -> bool:
 
 
 def _least_gain(o: Observation, option: Option) -> float:
-    """What a change must gain to be worth it: to switch off half as much, for speculation has to earn its place."""
+    """What a change must gain to be worth it: to switch off half as much, for speculation has to earn its place; to go
+    back to what the manifest says nothing, for that needs no reason."""
+    if o.is_own(option) and not o.is_own(o.active):
+        return 0.0
     return o.policy.objective.minimum_gain * (1.0 if option.speculation is not None else 0.5)
 
 

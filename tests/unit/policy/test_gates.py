@@ -412,9 +412,16 @@ def expecting(
     )
 
 
-@pytest.mark.parametrize(("gain", "off"), [(0.01, False), (0.03, True), (0.08, True)])
-def test_speculation_has_to_earn_its_place_so_half_the_gain_is_enough_to_switch_it_off(gain: float, off: bool) -> None:
+@pytest.mark.parametrize(
+    ("own", "gain", "off"),
+    [("ngram", 0.01, False), ("ngram", 0.03, True), ("ngram", 0.08, True), ("disabled", 0.01, True)],
+)
+def test_speculation_has_to_earn_its_place_so_half_the_gain_is_enough_to_switch_it_off(
+    own: str, gain: float, off: bool
+) -> None:
+    """And none to go back to what the user chose."""
     o = running_ngram(acceptance=0.75, batch=4.0)
+    o = replace(o, menu=menu(o.policy, rendered(menu(o.policy), own)))
     here = o.estimates.modelled
     assert here is not None
     here = replace(here, headroom=9.0)
@@ -428,7 +435,7 @@ def test_speculation_has_to_earn_its_place_so_half_the_gain_is_enough_to_switch_
         )
     )
     assert (found.reason in (Reason.CHEAPER_PROFILE, Reason.BATCH_ABOVE_BREAK_EVEN)) is off
-    assert not off or found.required_gain == 0.025
+    assert not off or found.required_gain == (0.0 if own == "disabled" else 0.025)
 
 
 def test_a_better_threshold_is_a_reason_of_its_own() -> None:
@@ -545,7 +552,8 @@ def test_a_guard_needs_no_model() -> None:
 
 
 def test_a_workload_that_was_never_seen_without_speculation_gets_a_canary_without() -> None:
-    d = decide(running_ngram(acceptance=0.75, batch=4.0))
+    o = running_ngram(acceptance=0.75, batch=4.0)
+    d = decide(replace(o, menu=menu(o.policy, rendered(menu(o.policy), "ngram"))))
     assert d.reason is Reason.NO_BASELINE
     assert d.change and d.target is not None and d.target.profile == "disabled"
     assert d.required_gain == 0.025 and not d.urgent, "what is slower is not promoted, and it waits its turn"
