@@ -56,12 +56,13 @@ def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     goes_back = o.is_own(d.target) and d.reason not in PROBES and not d.restart
     turns_on = d.target is not None and d.target.speculation is not None and not goes_back
     said = f"{len(today)} changes in 24 hours; spec.rollout.maxChangesPerDay allows {limit}"
-    left, enough = limit - len(today), limit >= ENOUGH_TO_KEEP_TWO
+    left, kept = limit - len(today), 2 if limit >= ENOUGH_TO_KEEP_TWO else 1
     if left <= 0:
         return Reason.CHANGES_EXHAUSTED, said
-    if turns_on and today and left <= (2 if enough else 1):
-        return Reason.CHANGES_EXHAUSTED, f"{said}, and the last {'two are' if enough else 'is'} kept for the way back"
-    if enough and left == 1 and not _relieves(o, d):
+    if turns_on and today and left <= kept:
+        last = "the last two are" if kept == 2 else "the last is"
+        return Reason.CHANGES_EXHAUSTED, f"{said}, and {last} kept for the way back"
+    if kept == 2 and left == 1 and not _relieves(o, d):
         return Reason.CHANGES_EXHAUSTED, f"{said}, and the last is kept for pods that have long fallen behind"
     if turns_on and d.reason in FINDING_OUT and len(in_vain) >= max(1, limit // 2):
         return Reason.CHANGES_EXHAUSTED, f"{len(in_vain)} of {said}, and half of them at most for what is tried in vain"

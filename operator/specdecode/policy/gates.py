@@ -423,13 +423,13 @@ def _barred(o: Observation, option: Option) -> str | None:
         return None
     if option.speculation is not None and (stuck := _stuck(o, option) or _short_of_the_last_peak(o, option)):
         return stuck
-    known, gain = o.knowledge.get(option.profile), o.estimates.gain(option)
+    known = o.knowledge.get(option.profile)
     rate = _acceptance_rate(o, option)
     floor = o.policy.guards.acceptance.disable_below
     if known is None or known.measured_at is None or rate is None or rate >= floor:
         return None
     age = o.now - known.measured_at
-    if age >= 2 * o.policy.rollout.cooldown * backoff(o, option.profile) or (gain is not None and gain.low > 0):
+    if age >= 2 * o.policy.rollout.cooldown * backoff(o, option.profile) or o.estimates.surely_faster(option):
         return None
     return f"its acceptance was {rate:.2f} {format_duration(round(age))} ago, below {floor:g}"
 

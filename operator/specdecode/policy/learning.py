@@ -135,11 +135,10 @@ def _step(option: Option, m: Measurement, t: float, variance: float) -> StepTime
     pace = _off_pace(m)
     if pace is not None and abs(pace) > STEADY:
         return None
-    if pace is None:
-        variance = 0.0
     drafted = (m.draft_tokens or 0.0) / (m.request_steps or 1.0)
     prompt = (m.prompt_tokens_per_second or 0.0) * m.seconds / m.steps
-    return StepTime(b, b * (1 + drafted), seconds, prompt, m.prompt_length or 0.0, context_of(m), k, t, variance)
+    noise = 0.0 if pace is None else variance
+    return StepTime(b, b * (1 + drafted), seconds, prompt, m.prompt_length or 0.0, context_of(m), k, t, noise)
 
 
 def context_of(m: Measurement) -> float:

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from specdecode.api.v1alpha1 import HistoryEntry, LiveSchedule, Outcome, RolloutStatus, SpecDecodePolicySpec
+from specdecode.api.v1alpha1 import (
+    Configuration,
+    HistoryEntry,
+    LiveSchedule,
+    Outcome,
+    RolloutStatus,
+    SpecDecodePolicySpec,
+)
 from specdecode.model.cost import Band, OfferedLoad, Option, Prediction
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Knowledge
@@ -190,6 +197,11 @@ class Estimates:
         now = here.tpot.value
         return Estimate(now / other.tpot.value - 1, now / other.tpot.high - 1, now / other.tpot.low - 1)
 
+    def surely_faster(self, option: Option | None) -> bool:
+        """Whether an option makes tokens faster even if the model errs by all that it may."""
+        gain = self.gain(option) if option is not None else None
+        return gain is not None and gain.low > 0
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -225,8 +237,8 @@ class Observation:
         """What the user's own manifest runs; None where that is not known."""
         return self.menu.own if self.menu is not None else None
 
-    def is_own(self, option: Option | None) -> bool:
-        """Whether an option is of the profile that the user's own manifest runs."""
+    def is_own(self, option: Option | Configuration | None) -> bool:
+        """Whether what runs, or would, is of the profile that the user's own manifest runs."""
         return option is not None and self.own is not None and option.profile == self.own.profile
 
     @property

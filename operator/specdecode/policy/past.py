@@ -85,9 +85,7 @@ def tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
 def fell_behind(o: Observation, profile: str) -> str | None:
     """That the pods were seen to fall behind with a profile today, at a load of which more than half (a backlog is a
     part of it) is asked now, where it is not sure that it would be faster."""
-    option = o.estimates.candidate(profile)
-    gain = o.estimates.gain(option) if option is not None else None
-    if gain is not None and gain.low > 0:
+    if o.estimates.surely_faster(o.estimates.candidate(profile)):
         return None
     now = o.loads.at(o.now) or 0.0
     for entry in o.history:

@@ -45,15 +45,17 @@ def can_spare_one(o: Observation, pods: int, profile: str) -> bool:
         return True
     if option is None or profile not in e.predictions:
         return False
-    room = e.predictions[profile].headroom
     if e.overloaded:
-        return long_behind(o) and room > AT_THE_LIMIT * here.headroom
-    gain, outlook = e.gain(option), e.outlooks.get(profile)
-    if profile != DISABLED or outlook is None or outlook.benefit <= 0:
-        return False
-    if o.is_own(o.active) and (gain is None or gain.low <= 0):
-        return False
-    return without > MOST_OF_IT and room > max(AT_THE_LIMIT, here.headroom)
+        return long_behind(o) and e.relieved_by(option)
+    carried = without > MOST_OF_IT and e.predictions[profile].headroom > max(AT_THE_LIMIT, here.headroom)
+    return profile == DISABLED and carried and _is_paid_back(o, option)
+
+
+def _is_paid_back(o: Observation, option: Option) -> bool:
+    """Whether a change is worth what it costs; where it leaves what the user chose, that has to be sure."""
+    outlook = o.estimates.outlooks.get(option.profile)
+    paid = outlook is not None and outlook.benefit > 0
+    return paid and (not o.is_own(o.active) or o.estimates.surely_faster(option))
 
 
 def waits_for_room(o: Observation, option: Option) -> bool:

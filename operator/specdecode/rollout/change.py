@@ -172,7 +172,7 @@ def analysing(c: Change) -> Step:
     if broken := c.broken(c.canaries):
         return c.roll_back(Outcome.FAILED, Ending.CANARY_CRASH_LOOPING, f"the canary failed under load: {broken}")
     canaries = tuple(p for p in c.canaries if p.ready)
-    target, own = option_of(c.rollout.target, c.menu), c.o.own
+    target = option_of(c.rollout.target, c.menu)
     if wrong := next((w for p in canaries if (w := in_force(p, target))), None):
         return c.roll_back(
             Outcome.FAILED, Ending.NOT_IN_FORCE, f"the canary does not run {c.rollout.target.profile}: {wrong}"
@@ -208,7 +208,7 @@ def analysing(c: Change) -> Step:
         decided_at=decided_at,
         lost=lost_today(c.o, c.rollout.target.profile),
         relief=target is not None and c.o.estimates.relieved_by(target),
-        leaves_own=own is not None and c.rollout.source.profile == own.profile != c.rollout.target.profile,
+        leaves_own=c.o.is_own(c.rollout.source) and not c.o.is_own(c.rollout.target),
         to_be_proven=c.rollout.reason != Reason.OVERLOADED,
     )
     if verdict is None:
