@@ -292,6 +292,11 @@ class Analysis(ApiModel):
         30.0, description="Time after the canary became ready that is not measured: empty caches are not its fault."
     )
 
+    @property
+    def longest(self) -> float:
+        """Seconds of measuring after which there is a verdict, be it that there is no clear answer."""
+        return 2 * self.duration
+
 
 class Rollout(ApiModel):
     """How a change is made."""
@@ -316,8 +321,8 @@ class Rollout(ApiModel):
         6,
         description="Changes that may be started in 24 hours, at most half of them in vain to find out what pays; the "
         "last two are kept for the way back, to no speculation or to what the manifest says, and the very last for "
-        "pods that have long fallen behind (of fewer than 4, one for the way back). No more than the history "
-        "remembers.",
+        "pods that have long fallen behind or tokens that take twice as long as with what the manifest says (of fewer "
+        "than 4, one for the way back). No more than the history remembers.",
     )
     progress_deadline: PositiveDuration = Field(
         1800.0,

@@ -152,7 +152,7 @@ class Gatherer:
             if p["status"].get("podIP") and _ready(p)
         }
         scrapes = await self._scraper.scrape({uid: server + spec.metrics.path for uid, server in servers.items()})
-        keep = max(spec.metrics.window, 2 * spec.rollout.analysis.duration + spec.rollout.analysis.warmup)
+        keep = max(spec.metrics.window, spec.rollout.analysis.longest + spec.rollout.analysis.warmup)
         limit = int(keep / spec.metrics.interval) + 2
         known = {p["metadata"]["uid"]: p for p in pods}
         self._windows = {uid: w for uid, w in self._windows.items() if uid in known}

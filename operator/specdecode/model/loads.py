@@ -44,6 +44,14 @@ class LoadHistory:
 
     def between(self, start: float, end: float) -> tuple[float, float] | None:
         """Least and most tokens per second of the buckets from one time to another; None where none was measured."""
-        first, last = (int(t // BUCKET) - self.first for t in (start, end))
-        known = [load for load in self.tokens_per_second[max(0, first) : max(0, last + 1)] if load >= 0]
+        known = self._known(start, end)
         return (min(known), max(known)) if known else None
+
+    def mean(self, start: float, end: float) -> float | None:
+        """Tokens per second over the buckets from one time to another; None where none was measured."""
+        known = self._known(start, end)
+        return sum(known) / len(known) if known else None
+
+    def _known(self, start: float, end: float) -> list[float]:
+        first, last = (int(t // BUCKET) - self.first for t in (start, end))
+        return [load for load in self.tokens_per_second[max(0, first) : max(0, last + 1)] if load >= 0]

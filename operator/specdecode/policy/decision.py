@@ -44,6 +44,7 @@ class Reason(StrEnum):
     STRATEGY_FORBIDS = "StrategyForbids"
     COOLING_DOWN = "CoolingDown"
     CHANGES_EXHAUSTED = "ChangesExhausted"
+    TOO_FEW_REQUESTS = "TooFewRequests"
 
 
 PROBES = (Reason.WORTH_A_PROBE, Reason.NO_BASELINE)

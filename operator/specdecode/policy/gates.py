@@ -233,7 +233,10 @@ def overloaded_by_ours(o: Observation) -> Decision | None:
     if o.policy.mode is not Mode.AUTO or o.active is None or own is None or o.is_own(o.active):
         return None
     would = e.predictions.get(own.profile)
-    if would is None or not (e.own_is_untried or e.makes_room(own.profile)) or _breaks_a_promise(o, own):
+    if would is None or not (e.own_is_untried or e.makes_room(own.profile)):
+        return None
+    # That its KV cache would be as full is no objection: requests wait for room in this one.
+    if breaks_tpot_limit(o, own) or fell_behind(o, own.profile):
         return None
     carried = carries(o)
     if carried is None or not long_behind(o):

@@ -102,7 +102,7 @@ def judge(
                 return Verdict(Outcome.SUCCESSFUL, Ending.PROMOTED, f"{how}promoting: {c.shown}", c.gain)
             if c.gain.high < required_gain and share <= UNEQUAL_LOAD:
                 return Verdict(Outcome.FAILED, Ending.GAIN_TOO_SMALL, f"{how}too small: {c.shown}", c.gain)
-    if c.seconds < 2 * rules.duration:
+    if c.seconds < rules.longest:
         return None
     if c.canary is None or (c.baseline is None and not c.before_and_after):
         return Verdict(Outcome.ERROR, Ending.NOT_MEASURED, "the canary or its baseline did not answer with metrics")
@@ -146,7 +146,7 @@ def _unless_worse(c: Comparison, policy: SpecDecodePolicySpec, required_gain: fl
     if c.seconds >= rules.duration and served >= rules.minimum_requests:
         message = f"promoting, as nothing speaks against it: {c.shown}"
         return Verdict(Outcome.SUCCESSFUL, Ending.PROMOTED, message, c.gain)
-    if c.seconds < 2 * rules.duration:
+    if c.seconds < rules.longest:
         return None
     if c.canary is None:
         return Verdict(Outcome.ERROR, Ending.NOT_MEASURED, "the canary did not answer with metrics")

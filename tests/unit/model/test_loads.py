@@ -37,7 +37,7 @@ def test_what_was_not_measured_is_not_known_and_not_zero() -> None:
     assert EMPTY.add(NOW, 0.0, 5.0).at(NOW) == 0.0
 
 
-def test_the_range_of_loads_from_one_time_to_another() -> None:
+def test_the_range_and_the_mean_of_loads_from_one_time_to_another() -> None:
     history = EMPTY
     for i, load in enumerate((100.0, 400.0, 200.0)):
         history = history.add(NOW + i * BUCKET, load, BUCKET)
@@ -45,6 +45,9 @@ def test_the_range_of_loads_from_one_time_to_another() -> None:
     assert history.between(NOW + BUCKET, NOW + DAY) == (200.0, 400.0)
     assert history.between(NOW - DAY, NOW) == (100.0, 100.0)
     assert history.between(NOW - DAY, NOW - BUCKET) is None
+    assert history.mean(NOW + BUCKET, NOW + DAY) == 300.0
+    assert history.add(NOW + 5 * BUCKET, 500.0, BUCKET).mean(NOW + 2 * BUCKET, NOW + DAY) == 350.0, "of what is known"
+    assert history.mean(NOW - DAY, NOW - BUCKET) is None
 
 
 def test_two_days_are_kept() -> None:

@@ -13,7 +13,7 @@ from specdecode.model.cost import Prediction
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Drafts, Knowledge, StepTime
 from specdecode.model.loads import BUCKET, DAY, LoadHistory
-from specdecode.policy.brakes import changes_exhausted, cooling_down, may_act
+from specdecode.policy.brakes import changes_exhausted, cooling_down, may_act, too_few_requests
 from specdecode.policy.clock import seconds_of, text_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.gates import OWN_MAY_LOSE, PROBE_EVERY, decide
@@ -796,6 +796,16 @@ def test_pods_that_fall_behind_for_long_get_back_what_the_user_chose(o: Observat
         assert d.held_back is None
 
 
+def test_that_the_cache_of_what_the_user_chose_would_be_as_full_is_no_objection_where_requests_wait_for_room() -> None:
+    o = falling_behind()
+    m = o.estimates.measured
+    assert m is not None
+    full = replace(m, kv_cache_tokens=100_000.0, engines=1, kv_usage=0.97)
+    smaller = {**o.knowledge, "ngram": Knowledge(NOW, kv_cache_tokens=98_000.0)}
+    o = unable(replace(o, knowledge=smaller), measured=full)
+    assert decide(o).reason is Reason.OVERLOADED
+
+
 BACK = Decision(SURE, "", option(menu(spec()), "ngram"), change=True)
 """To what the manifest says."""
 
@@ -835,6 +845,44 @@ def test_the_very_last_change_is_kept_for_pods_that_have_long_fallen_behind(
     assert (changes_exhausted(carrying(o, headroom), BACK) is not None) is held
 
 
+@pytest.mark.parametrize(
+    ("gain", "spread", "own", "loads", "held"),
+    [
+        (1.1, 1.5, "ngram", (1.0,) * 7, False),
+        (0.9, 1.5, "ngram", (1.0,) * 7, True),
+        (1.1, 2.2, "ngram", (1.0,) * 7, True),
+        (1.1, 1.5, "disabled", (1.0,) * 7, True),
+        (1.1, 1.5, "ngram", (1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0), True),
+        (1.1, 1.5, "ngram", (1.0,), False),
+    ],
+    ids=[
+        "twice as fast with what the manifest says",
+        "not quite",
+        "that is not sure",
+        "the manifest does not say it",
+        "a burst",
+        "more is not known",
+    ],
+)
+def test_the_very_last_change_is_for_tokens_that_take_twice_as_long_too(
+    gain: float, spread: float, own: str, loads: tuple[float, ...], held: bool
+) -> None:
+    o = expecting(gain, spread=spread, history=today(SURE, 5))
+    target = option(o.menu or menu(spec()), "ngram")
+    o = replace(
+        o,
+        menu=menu(o.policy, rendered(menu(o.policy), own)),
+        loads=LoadHistory(int(NOW // BUCKET) - len(loads) + 1, tuple(1200.0 * share for share in loads), BUCKET),
+    )
+    back = Decision(SURE, "", target, change=True, gain=o.estimates.gain(target))
+    assert (changes_exhausted(o, back) is not None) is held
+
+
+def test_nor_is_it_kept_from_pods_that_have_fallen_behind_with_what_nobody_has_seen_to_carry_more() -> None:
+    d = decide(falling_behind(history=today(SURE, 5)))
+    assert d.reason is Reason.OVERLOADED and d.held_back is None
+
+
 @pytest.mark.parametrize(("limit", "on", "back"), [(1, 1, 1), (2, 1, 2), (3, 2, 3), (4, 2, 3), (6, 4, 5)])
 def test_so_many_changes_find_something_better_and_so_many_go_back(limit: int, on: int, back: int) -> None:
     """Of as many as the policy allows: where it allows few, none is kept for overload."""
@@ -853,6 +901,59 @@ def test_pods_that_have_long_fallen_behind_do_not_wait_for_what_failed_after_a_b
     assert cooling_down(carrying(often, 0.9), BACK) is None
     assert cooling_down(carrying(often, 0.8), BACK) is not None
     assert cooling_down(forgetful(carrying(often, 0.9)), BACK) is not None
+
+
+@pytest.mark.parametrize(
+    ("rate", "pods", "hour", "full", "expected"),
+    [
+        (0.25, 3, 1.0, False, None),
+        (0.2, 3, 1.0, False, 18),
+        (0.2, 3, 1.5, False, None),
+        (0.2, 3, 0.5, False, 18),
+        (0.2, 3, 1.0, True, None),
+        (0.2, 2, 1.0, False, 16),
+        (0.2, 1, 1.0, False, None),
+        (0.15, 1, 1.0, False, 18),
+    ],
+    ids=[
+        "as many as it takes",
+        "three pods and a fourth",
+        "more was asked within the hour",
+        "less was asked within the hour",
+        "it takes the place of one of three",
+        "two pods and a third",
+        "one pod is replaced",
+        "one pod has few as well",
+    ],
+)
+def test_no_canary_is_made_that_would_not_get_the_requests_it_takes_to_judge(
+    rate: float, pods: int, hour: float, full: bool, expected: int | None
+) -> None:
+    """Of 200 tokens each, in two minutes; it takes 20 of them."""
+    policy = spec(rollout={"allowUnavailable": full})
+    off = option(menu(policy), "disabled")
+    serving = tuple(pod(f"p{i}", "old", off, window=traffic(seconds=300.0)) for i in range(pods))
+    ended = (entry(Outcome.ERROR, outcome_reason=Ending.NO_CAPACITY, ago=7200.0),) if full else ()
+    o = observation(policy, pods=serving, active=off, history=ended)
+    m, load = o.estimates.measured, o.estimates.load
+    assert m is not None and load is not None
+    asked = rate * 200.0
+    o = unable(o, measured=replace(m, output_length=200.0), load=replace(load, tokens_per_second=asked))
+    o = replace(o, loads=LoadHistory(int(NOW // BUCKET) - 5, (hour * asked * pods,) * 6, BUCKET))
+    held = too_few_requests(o, Decision(SURE, "", option(menu(policy), "ngram"), change=True))
+    assert (held is None) is (expected is None)
+    if held is not None:
+        assert held[0] is Reason.TOO_FEW_REQUESTS
+        assert held[1].startswith(f"a canary would get about {expected} requests in 2m, and it takes 20 to judge")
+
+
+def test_where_no_request_finished_yet_a_canary_finds_out() -> None:
+    o = observation()
+    m = o.estimates.measured
+    assert m is not None
+    wanted = Decision(SURE, "", option(menu(spec()), "ngram"), change=True)
+    assert too_few_requests(unable(o, measured=replace(m, output_length=None)), wanted) is None
+    assert too_few_requests(unable(o, measured=None), wanted) is None
 
 
 def test_a_restart_is_no_way_back() -> None:

@@ -74,7 +74,7 @@ class Operator:
         policy = scenario.policy
         self.interval = policy.metrics.interval
         self._policy, self._watch = policy, watch
-        keep = max(policy.metrics.window, 2 * policy.rollout.analysis.duration + policy.rollout.analysis.warmup)
+        keep = max(policy.metrics.window, policy.rollout.analysis.longest + policy.rollout.analysis.warmup)
         self._empty = Window(keep, int(keep / policy.metrics.interval) + 2)
         self._windows: dict[VirtualPod, Window] = {}
         self._carried: Mapping[str, Any] = {}
