@@ -389,12 +389,13 @@ class _Here:
         if _drafts_no_more(option, active):
             # How much of it is believed is told by the baseline, once it shares its load (`rollout.comparison`).
             return float(max(whole - shared, -LARGEST_CORRECTION))
+        # The less the more pods share the load.
+        most = min(LARGEST_CORRECTION, STEEPEST * math.log((pods + 1) / pods))
         if self.o.is_own(option):
-            # Against what the user chose it counts for nothing.
-            return 0.0
-        # The model's word alone never promotes more drafts: it may only take away from what was measured of them, and
-        # the less the more pods share the load.
-        return float(np.clip(whole - shared, -min(LARGEST_CORRECTION, STEEPEST * math.log((pods + 1) / pods)), 0.0))
+            # What the user chose has nothing to prove: the model's word only speaks for it.
+            return float(np.clip(whole - shared, 0.0, most))
+        # It alone never promotes other drafts: it may only take away from what was measured of them.
+        return float(np.clip(whole - shared, -most, 0.0))
 
     def steepness(self, option: Option) -> float:
         """By which power of the load TPOT grows with an option, from two thirds of the load of now on."""

@@ -188,6 +188,7 @@ def analysing(c: Change) -> Step:
         correction = 0.0
     steepness = c.o.estimates.steepness.get(c.rollout.target.profile, 0.0) if figure is Figure.TPOT else 0.0
     decided_at = c.o.loads.at(seconds_of(c.rollout.started_at))
+    goes_back = c.o.is_own(c.rollout.target)
     comparison = compare(
         canaries,
         c.baseline,
@@ -206,9 +207,10 @@ def analysing(c: Change) -> Step:
         c.rollout.required_gain,
         protect_tail=c.rollout.protect_tail,
         decided_at=decided_at,
-        lost=lost_today(c.o, c.rollout.target.profile),
+        # What the user chose has nothing to prove, however often it was no better.
+        lost=0 if goes_back else lost_today(c.o, c.rollout.target.profile),
         relief=target is not None and c.o.estimates.relieved_by(target),
-        leaves_own=c.o.is_own(c.rollout.source) and not c.o.is_own(c.rollout.target),
+        leaves_own=c.o.is_own(c.rollout.source) and not goes_back,
         to_be_proven=c.rollout.reason != Reason.OVERLOADED,
     )
     if verdict is None:

@@ -97,10 +97,13 @@ def test_the_correction_is_bounded_and_never_speaks_for_drafts(slope: float, cor
     assert o.estimates.load_corrections["ngram"] == pytest.approx(correction)
 
 
-def test_against_what_the_user_chose_the_models_word_counts_for_nothing() -> None:
+@pytest.mark.parametrize(
+    ("slope", "correction"), [(3.0, 0.0), (-3.0, LARGEST_CORRECTION), (-0.1, 0.1 * math.log2(3 / 2))]
+)
+def test_the_models_word_only_speaks_for_what_the_user_chose(slope: float, correction: float) -> None:
     own = menu(spec(), rendered(MENU, "ngram"))
-    o = estimate(replace(serving(2, Crossing(LOAD, 3.0)), menu=own, knowledge={}), lambda _: Crossing(LOAD, 3.0))
-    assert o.estimates.load_corrections["ngram"] == 0.0
+    o = estimate(replace(serving(2, Crossing(LOAD, slope)), menu=own, knowledge={}), lambda _: Crossing(LOAD, slope))
+    assert o.estimates.load_corrections["ngram"] == pytest.approx(correction)
 
 
 @pytest.mark.parametrize(("slope", "correction"), [(3.0, 3.0 * math.log2(3 / 2)), (-3.0, -LARGEST_CORRECTION)])
