@@ -1,0 +1,268 @@
+"""The brakes: what may be done now."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from specdecode.api.v1alpha1 import HistoryEntry, Outcome
+from specdecode.model.loads import BUCKET, LoadHistory
+from specdecode.policy.brakes import changes_exhausted, cooling_down, may_act, too_few_requests
+from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.gates import decide
+from specdecode.policy.observation import Observation
+from specdecode.policy.past import backoff
+from specdecode.rollout.ending import Ending
+from support.decisions import (
+    carrying,
+    entry,
+    expecting,
+    falling_behind,
+    forgetful,
+    running_ngram,
+    slower,
+    unable,
+)
+from support.world import NOW, menu, observation, option, pod, rendered, spec, traffic, workload
+
+
+def test_a_guard_that_was_just_proven_wrong_rests_like_everybody() -> None:
+    d = decide(running_ngram(acceptance=0.2, history=(entry(Outcome.FAILED, ago=5, target="disabled"),)))
+    assert d.held_back is not None and d.held_back[0] is Reason.COOLING_DOWN
+
+
+def test_what_is_urgent_does_not_wait_for_another_profiles_failure() -> None:
+    d = decide(running_ngram(acceptance=0.2, history=(entry(Outcome.FAILED, ago=5, target="ngram"),)))
+    assert d.urgent and d.held_back is None
+
+
+def test_rest_follows_a_change() -> None:
+    d = decide(observation(history=(entry(target="disabled"),)))
+    assert d.change and d.held_back is not None
+    assert d.held_back[0] is Reason.COOLING_DOWN
+    assert not may_act(observation(), d)
+
+
+@pytest.mark.parametrize(("failures", "factor"), [(0, 1), (1, 2), (2, 4), (3, 8), (9, 16)])
+def test_rest_doubles_with_each_failure(failures: int, factor: int) -> None:
+    failed = [entry(Outcome.FAILED) for _ in range(failures)]
+    o = observation(history=(*failed, entry(target="disabled")))
+    assert backoff(o, "ngram") == factor
+    assert backoff(o, "disabled") == 1, "what failed is the one, not the other"
+
+
+def test_changes_are_counted_per_day() -> None:
+    many = tuple(entry(ago=3600.0 * (i + 2), target="disabled") for i in range(6))
+    d = decide(observation(history=many))
+    assert d.held_back is not None and d.held_back[0] is Reason.CHANGES_EXHAUSTED
+
+
+def today(reason: Reason, count: int, outcome: Outcome = Outcome.FAILED) -> tuple[HistoryEntry, ...]:
+    """So many changes of another profile; six are allowed."""
+    return tuple(entry(outcome, ago=3600.0 * (i + 2), target="other", reason=reason.value) for i in range(count))
+
+
+SURE, UNSURE = Reason.CHEAPER_PROFILE, Reason.WORTH_A_CANARY
+
+
+@pytest.mark.parametrize(
+    ("wanted", "target", "before", "says"),
+    [
+        (SURE, "ngram", today(SURE, 3), None),
+        (SURE, "ngram", today(SURE, 4), "the last two are kept for the way back"),
+        (SURE, "disabled", today(SURE, 4), None),
+        (SURE, "disabled", today(SURE, 5), "the last is kept for pods that have long fallen behind"),
+        (SURE, "disabled", today(SURE, 6), "allows 6"),
+        (UNSURE, "ngram", today(UNSURE, 2), None),
+        (UNSURE, "ngram", today(UNSURE, 3), "3 of 3 changes in 24 hours"),
+        (UNSURE, "ngram", today(UNSURE, 3, Outcome.SUCCESSFUL), None),
+        (UNSURE, "ngram", today(SURE, 3), None),
+        (SURE, "ngram", today(UNSURE, 3), None),
+        (UNSURE, "disabled", today(UNSURE, 4), None),
+    ],
+)
+def test_a_day_keeps_changes_for_what_users_feel(
+    wanted: Reason, target: str, before: tuple[HistoryEntry, ...], says: str | None
+) -> None:
+    """Half of them are for what may be turned on in vain, and the last two for the way back."""
+    o = observation(history=before)
+    held = changes_exhausted(o, Decision(wanted, "", option(menu(spec()), target), change=True))
+    assert (held is None) if says is None else (held is not None and says in held[1])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "before", "held"),
+    [(UNSURE, today(UNSURE, 4), False), (UNSURE, today(SURE, 5), True), (Reason.WORTH_A_PROBE, today(SURE, 4), True)],
+    ids=["it is believed to pay", "the last one is left", "it is only a question"],
+)
+def test_the_last_but_one_is_for_what_the_manifest_says_as_well(
+    wanted: Reason, before: tuple[HistoryEntry, ...], held: bool
+) -> None:
+    own = menu(spec(), rendered(menu(spec()), "ngram"))
+    found = changes_exhausted(
+        observation(menu=own, history=before), Decision(wanted, "", option(own, "ngram"), change=True)
+    )
+    assert (found is not None) is held
+
+
+def test_a_recreate_deployment_is_only_changed_when_a_pod_may_go() -> None:
+    m = menu(spec())
+    recreate = workload(rendered(m, "disabled"), strategy={"type": "Recreate"})
+    assert decide(observation(workload=recreate)).held_back is not None
+    policy = spec(rollout={"allowUnavailable": True})
+    assert decide(observation(policy, workload=recreate)).held_back is None
+
+
+@pytest.mark.parametrize(("mode", "acts"), [("Auto", True), ("Recommend", False), ("Observe", False)])
+def test_only_auto_acts(mode: str, acts: bool) -> None:
+    o = observation(spec(mode=mode))
+    d = decide(o)
+    assert d.change
+    assert may_act(o, d) is acts
+
+
+BACK = Decision(SURE, "", option(menu(spec()), "ngram"), change=True)
+"""To what the manifest says."""
+
+
+@pytest.mark.parametrize(
+    ("o", "headroom", "held"),
+    [
+        (falling_behind(history=today(SURE, 5)), 0.9, False),
+        (falling_behind(history=today(SURE, 5)), 0.8, True),
+        (forgetful(falling_behind(history=today(SURE, 5))), 0.9, True),
+        (forgetful(falling_behind(history=today(SURE, 4))), 0.9, False),
+        (falling_behind(history=today(SURE, 6)), 0.9, True),
+    ],
+    ids=[
+        "they have long fallen behind",
+        "and it would be no relief",
+        "in a burst, for all that is known",
+        "in a burst, with two changes left",
+        "none is left",
+    ],
+)
+def test_the_very_last_change_is_kept_for_pods_that_have_long_fallen_behind(
+    o: Observation, headroom: float, held: bool
+) -> None:
+    """Each burst asks for the way back, and each canary is measured after the burst."""
+    assert (changes_exhausted(carrying(o, headroom), BACK) is not None) is held
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "own", "loads", "held"),
+    [
+        (1.1, 1.5, "ngram", (1.0,) * 7, False),
+        (0.9, 1.5, "ngram", (1.0,) * 7, True),
+        (1.1, 2.2, "ngram", (1.0,) * 7, True),
+        (1.1, 1.5, "disabled", (1.0,) * 7, True),
+        (1.1, 1.5, "ngram", (1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0), True),
+        (1.1, 1.5, "ngram", (1.0,), False),
+    ],
+    ids=[
+        "twice as fast with what the manifest says",
+        "not quite",
+        "that is not sure",
+        "the manifest does not say it",
+        "a burst",
+        "more is not known",
+    ],
+)
+def test_the_very_last_change_is_for_tokens_that_take_twice_as_long_too(
+    gain: float, spread: float, own: str, loads: tuple[float, ...], held: bool
+) -> None:
+    o = expecting(gain, spread=spread, history=today(SURE, 5))
+    target = option(o.menu or menu(spec()), "ngram")
+    o = replace(
+        o,
+        menu=menu(o.policy, rendered(menu(o.policy), own)),
+        loads=LoadHistory(int(NOW // BUCKET) - len(loads) + 1, tuple(1200.0 * share for share in loads), BUCKET),
+    )
+    back = Decision(SURE, "", target, change=True, gain=o.estimates.gain(target))
+    assert (changes_exhausted(o, back) is not None) is held
+
+
+def test_nor_is_it_kept_from_pods_that_have_fallen_behind_with_what_nobody_has_seen_to_carry_more() -> None:
+    d = decide(falling_behind(history=today(SURE, 5)))
+    assert d.reason is Reason.OVERLOADED and d.held_back is None
+
+
+@pytest.mark.parametrize(("limit", "on", "back"), [(1, 1, 1), (2, 1, 2), (3, 2, 3), (4, 2, 3), (6, 4, 5)])
+def test_so_many_changes_find_something_better_and_so_many_go_back(limit: int, on: int, back: int) -> None:
+    """Of as many as the policy allows: where it allows few, none is kept for overload."""
+    policy = spec(rollout={"maxChangesPerDay": limit})
+
+    def made(target: str) -> int:
+        wanted = Decision(SURE, "", option(menu(policy), target), change=True)
+        history = (today(SURE, n) for n in range(limit + 1))
+        return [changes_exhausted(observation(policy, history=h), wanted) is None for h in history].count(True)
+
+    assert (made("ngram"), made("disabled")) == (on, back)
+
+
+def test_pods_that_have_long_fallen_behind_do_not_wait_for_what_failed_after_a_burst() -> None:
+    often = falling_behind(history=tuple(slower(2400.0 + 60 * i) for i in range(4)))
+    assert cooling_down(carrying(often, 0.9), BACK) is None
+    assert cooling_down(carrying(often, 0.8), BACK) is not None
+    assert cooling_down(forgetful(carrying(often, 0.9)), BACK) is not None
+
+
+@pytest.mark.parametrize(
+    ("rate", "pods", "hour", "full", "expected"),
+    [
+        (0.25, 3, 1.0, False, None),
+        (0.2, 3, 1.0, False, 18),
+        (0.2, 3, 1.5, False, None),
+        (0.2, 3, 0.5, False, 18),
+        (0.2, 3, 1.0, True, None),
+        (0.2, 2, 1.0, False, 16),
+        (0.2, 1, 1.0, False, None),
+        (0.15, 1, 1.0, False, 18),
+    ],
+    ids=[
+        "as many as it takes",
+        "three pods and a fourth",
+        "more was asked within the hour",
+        "less was asked within the hour",
+        "it takes the place of one of three",
+        "two pods and a third",
+        "one pod is replaced",
+        "one pod has few as well",
+    ],
+)
+def test_no_canary_is_made_that_would_not_get_the_requests_it_takes_to_judge(
+    rate: float, pods: int, hour: float, full: bool, expected: int | None
+) -> None:
+    """Of 200 tokens each, in two minutes; it takes 20 of them."""
+    policy = spec(rollout={"allowUnavailable": full})
+    off = option(menu(policy), "disabled")
+    serving = tuple(pod(f"p{i}", "old", off, window=traffic(seconds=300.0)) for i in range(pods))
+    ended = (entry(Outcome.ERROR, outcome_reason=Ending.NO_CAPACITY, ago=7200.0),) if full else ()
+    o = observation(policy, pods=serving, active=off, history=ended)
+    m, load = o.estimates.measured, o.estimates.load
+    assert m is not None and load is not None
+    asked = rate * 200.0
+    o = unable(o, measured=replace(m, output_length=200.0), load=replace(load, tokens_per_second=asked))
+    o = replace(o, loads=LoadHistory(int(NOW // BUCKET) - 5, (hour * asked * pods,) * 6, BUCKET))
+    held = too_few_requests(o, Decision(SURE, "", option(menu(policy), "ngram"), change=True))
+    assert (held is None) is (expected is None)
+    if held is not None:
+        assert held[0] is Reason.TOO_FEW_REQUESTS
+        assert held[1].startswith(f"a canary would get about {expected} requests in 2m, and it takes 20 to judge")
+
+
+def test_where_no_request_finished_yet_a_canary_finds_out() -> None:
+    o = observation()
+    m = o.estimates.measured
+    assert m is not None
+    wanted = Decision(SURE, "", option(menu(spec()), "ngram"), change=True)
+    assert too_few_requests(unable(o, measured=replace(m, output_length=None)), wanted) is None
+    assert too_few_requests(unable(o, measured=None), wanted) is None
+
+
+def test_a_restart_is_no_way_back() -> None:
+    own = menu(spec(), rendered(menu(spec()), "ngram"))
+    again = Decision(Reason.RESTART_RESTORES, "", option(own, "ngram"), change=True, restart=True)
+    assert changes_exhausted(observation(menu=own, history=today(SURE, 3)), again) is None
+    assert changes_exhausted(observation(menu=own, history=today(SURE, 4)), again) is not None
