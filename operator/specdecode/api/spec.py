@@ -321,8 +321,8 @@ class Rollout(ApiModel):
         6,
         description="Changes that may be started in 24 hours, at most half of them in vain to find out what pays; the "
         "last two are kept for the way back, to no speculation or to what the manifest says, and the very last for "
-        "pods that have long fallen behind or tokens that take twice as long as with what the manifest says (of fewer "
-        "than 4, one for the way back). No more than the history remembers.",
+        "pods that have long fallen behind, where the highest load of the day would be too much for what runs (of "
+        "fewer than 4, one for the way back). No more than the history remembers.",
     )
     progress_deadline: PositiveDuration = Field(
         1800.0,

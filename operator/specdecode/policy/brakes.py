@@ -8,12 +8,12 @@ from specdecode.api.quantities import format_duration
 from specdecode.api.v1alpha1 import Mode, Outcome
 from specdecode.model.loads import DAY
 from specdecode.policy.ageing import restarts_are_rationed
-from specdecode.policy.behind import BEHIND_FOR, long_behind
+from specdecode.policy.behind import carries, long_behind
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import PROBES, Decision, Reason
 from specdecode.policy.live import can_be_live
-from specdecode.policy.observation import Observation
-from specdecode.policy.past import HOUR, LOAD_TURNED, UNTOLD, backoff, failures, last_tried, tries
+from specdecode.policy.observation import AT_THE_LIMIT, Observation
+from specdecode.policy.past import HOUR, UNTOLD, backoff, failures, last_tried, tries
 from specdecode.policy.spare import NO_CAPACITY, one_is_given_up
 
 Brake = Callable[[Observation, Decision], tuple[Reason, str] | None]
@@ -44,8 +44,8 @@ def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
 def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     """The policy allows so many changes a day. What is turned on to see whether it pays, in vain, takes at most half of
     them; the last two are kept for the way back, to no speculation or to what the manifest says, and the very last for
-    what users feel, which must be answered whatever was tried before: pods that have long fallen behind, or tokens that
-    take twice as long as with what the manifest says."""
+    pods that have long fallen behind, which must be answered whatever was tried before, where the load of the last day
+    says that they may."""
     limit = o.policy.rollout.max_changes_per_day
     # A canary that found no node changed nothing.
     today = [h for h in o.history if seconds_of(h.started_at) > o.now - DAY and h.outcome_reason != NO_CAPACITY]
@@ -63,12 +63,8 @@ def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     if turns_on and today and left <= kept:
         last = "the last two are" if kept == 2 else "the last is"
         return Reason.CHANGES_EXHAUSTED, f"{said}, and {last} kept for the way back"
-    if kept == 2 and left == 1 and not (d.reason is Reason.OVERLOADED or _relieves(o, d) or _halves(o, d)):
-        return (
-            Reason.CHANGES_EXHAUSTED,
-            f"{said}, and the last is kept for pods that have long fallen behind, or for what is sure to halve the time"
-            " per token",
-        )
+    if kept == 2 and left == 1 and _may_fall_behind(o) and not (d.reason is Reason.OVERLOADED or _relieves(o, d)):
+        return Reason.CHANGES_EXHAUSTED, f"{said}, and the last is kept for pods that have long fallen behind"
     if turns_on and d.reason in FINDING_OUT and len(in_vain) >= max(1, limit // 2):
         return Reason.CHANGES_EXHAUSTED, f"{len(in_vain)} of {said}, and half of them at most for what is tried in vain"
     return None
@@ -83,13 +79,12 @@ def _relieves(o: Observation, d: Decision) -> bool:
     return d.target is not None and long_behind(o) and o.estimates.makes_room(d.target.profile)
 
 
-def _halves(o: Observation, d: Decision) -> bool:
-    """Whether tokens are expected to come twice as fast with what the manifest says, and faster for sure, at a load
-    that is no burst: a canary would be measured after it."""
-    now, past = o.loads.at(o.now), o.loads.between(o.now - BEHIND_FOR, o.now)
-    lasts = now is not None and past is not None and now <= past[0] * LOAD_TURNED
-    gain = d.gain.value if d.gain is not None else 0.0
-    return lasts and o.is_own(d.target) and gain >= 1.0 and o.estimates.surely_faster(d.target)
+def _may_fall_behind(o: Observation) -> bool:
+    """Whether the highest load of the last day would be too much for what runs, or nobody knows."""
+    carried, past = carries(o), o.loads.between(o.now - DAY, o.now)
+    if carried is None or past is None:
+        return True
+    return past[1] * AT_THE_LIMIT > carried * max(1, len(o.running(o.active)))
 
 
 FINDING_OUT = frozenset({Reason.WORTH_A_CANARY, *PROBES})
