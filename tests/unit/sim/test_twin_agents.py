@@ -151,30 +151,43 @@ A, B, C = (Option(name, None) for name in "abc")
 
 
 def test_a_plan_stays_where_nothing_is_better() -> None:
-    assert plan(np.array([[1.0, 2.0]] * 10), [A, B], 300.0, [600.0] * 10) == []
+    assert plan(np.array([[1.0, 2.0]] * 10), [A, B], 300.0, [600.0] * 10, 9) == []
 
 
 def test_a_plan_rolls_in_time_for_a_change_that_lasts() -> None:
     costs = np.array([[1.0, 3.0]] * 10 + [[3.0, 1.0]] * 10)
-    assert plan(costs, [A, B], 300.0, [600.0] * 20) == [Move(9 * 300.0, B)]
+    assert plan(costs, [A, B], 300.0, [600.0] * 20, 1) == [Move(9 * 300.0, B)]
 
 
 def test_a_change_that_is_over_before_the_roll_is_not_followed() -> None:
     costs = np.array([[1.0, 1.5]] * 10 + [[2.0, 1.0]] + [[1.0, 1.5]] * 10)
-    assert plan(costs, [A, B], 300.0, [900.0] * 21) == []
+    assert plan(costs, [A, B], 300.0, [900.0] * 21, 9) == []
 
 
-@given(st.lists(st.tuples(*[st.floats(0.1, 10)] * 3), min_size=2, max_size=6))
+def test_of_two_turns_the_one_that_is_worth_more_is_followed_where_one_change_is_allowed() -> None:
+    costs = np.array([[1.0, 3.0]] * 5 + [[3.0, 1.0]] * 5 + [[1.0, 3.0]] * 20)
+    rolls = [300.0] * 30
+    assert [m.option for m in plan(costs, [A, B], 300.0, rolls, 2)] == [B, A]
+    assert plan(costs, [A, B], 300.0, rolls, 1) == []
+    assert plan(costs, [A, B], 300.0, rolls, 0) == []
+
+
+@given(st.lists(st.tuples(*[st.floats(0.1, 10)] * 3), min_size=2, max_size=6), st.integers(0, 4))
 @settings(deadline=None)
-def test_no_path_is_better_than_the_plan(rows: list[tuple[float, float, float]]) -> None:
+def test_no_path_of_so_many_changes_is_better_than_the_plan(
+    rows: list[tuple[float, float, float]], changes: int
+) -> None:
     costs, options = np.array(rows), [A, B, C]
-    moves = plan(costs, options, 300.0, [300.0] * len(rows))
+    moves = plan(costs, options, 300.0, [300.0] * len(rows), changes)
+    assert len(moves) <= changes
     path, moving = [A], {round(m.at / 300.0): m.option for m in moves}
     for b in range(len(rows)):
         path.append(moving.get(b, path[-1]))
     # A state before each bucket, and one after the last.
     ours = _path_cost([options.index(o) for o in path], costs)
-    best = min(_path_cost([0, *p], costs) for p in itertools.product(range(3), repeat=len(rows)))
+    paths = ([0, *p] for p in itertools.product(range(3), repeat=len(rows)))
+    allowed = (p for p in paths if sum(a != b for a, b in itertools.pairwise(p)) <= changes)
+    best = min(_path_cost(p, costs) for p in allowed)
     assert ours == pytest.approx(best)
     assert ours <= costs[:, 0].sum() + 1e-9  # staying is one of the paths
 

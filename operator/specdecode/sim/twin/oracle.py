@@ -2,7 +2,7 @@
 
 Every option is run for the whole time, each in a fleet of its own with the same traffic; that gives its TPOT in every
 bucket. Dynamic programming over the buckets then finds the path of least request-seconds, where a roll takes the time
-that it takes, pod by pod.
+that it takes, pod by pod, and no more of them are made than the policy allows.
 """
 
 from __future__ import annotations
@@ -23,41 +23,45 @@ NOISE = 0.05
 """What a roll must save beyond its price, in costs of a bucket: less may be the chance of the rehearsal."""
 
 
-def plan(costs: Array, options: Sequence[Option], bucket: float, roll: Sequence[float]) -> list[Move]:
-    """The rolls, beginning with the first of the options.
+def plan(costs: Array, options: Sequence[Option], bucket: float, roll: Sequence[float], changes: int) -> list[Move]:
+    """The rolls, beginning with the first of the options, and at most so many of them.
 
     `costs[bucket, option]`: request-seconds (or TPOT weighted by tokens). `roll[bucket]`: seconds that a roll takes
     that begins there; while it lasts, the pods change over one by one.
     """
     buckets, n = costs.shape
-    best = np.full((buckets + 1, n), math.inf)
-    best[0, 0] = 0.0
-    came: list[list[tuple[int, int] | None]] = [[None] * n for _ in range(buckets + 1)]
+    # By bucket, rolls so far, and option: the least cost of all before, and the bucket and option before.
+    best = np.full((buckets + 1, changes + 1, n), math.inf)
+    best[0, 0, 0] = 0.0
+    came = np.zeros((buckets + 1, changes + 1, n, 2), dtype=int)
+    every = np.arange(n)
     for b in range(buckets):
         stay = best[b] + costs[b]
         better = stay < best[b + 1]
-        for o in np.flatnonzero(better).tolist():
-            best[b + 1, o], came[b + 1][o] = stay[o], (b, o)
+        best[b + 1][better] = stay[better]
+        came[b + 1][better] = np.stack([np.full(n, b), every], axis=1)[np.nonzero(better)[1]]
         length = max(1, math.ceil(roll[b] / bucket))
         end = min(buckets, b + length)
         # Share of the pods that run the new option, on average, in each bucket of the roll.
         edges = np.minimum(np.arange(end - b + 1) * bucket / max(roll[b], 1e-9), 1.0)
         new = np.array([_mean_share(x, y, roll[b], bucket) for x, y in itertools.pairwise(edges.tolist())])
         old_part, new_part = (1 - new) @ costs[b:end], new @ costs[b:end]
-        rolled = best[b][:, None] + old_part[:, None] + new_part[None, :] + NOISE * costs[b:end].mean()
-        np.fill_diagonal(rolled, math.inf)
-        source = rolled.argmin(axis=0)
-        for o in range(n):
-            if rolled[source[o], o] < best[end, o]:
-                best[end, o], came[end][o] = rolled[source[o], o], (b, int(source[o]))
-    option, at = int(best[buckets].argmin()), buckets
+        price = old_part[:, None] + new_part[None, :] + NOISE * costs[b:end].mean()
+        np.fill_diagonal(price, math.inf)
+        rolled = best[b, :-1, :, None] + price
+        source = rolled.argmin(axis=1)
+        least = rolled.min(axis=1)
+        better = least < best[end, 1:]
+        best[end, 1:][better] = least[better]
+        came[end, 1:][better] = np.stack([np.full(source.shape, b), source], axis=2)[better]
+    rolls, option = (int(i) for i in np.unravel_index(best[buckets].argmin(), best[buckets].shape))
+    at = buckets
     moves: list[Move] = []
     while at:
-        step = came[at][option]
-        assert step is not None
-        before, source_option = step
+        before, source_option = (int(i) for i in came[at, rolls, option])
         if source_option != option:
             moves.append(Move(before * bucket, options[option]))
+            rolls -= 1
         at, option = before, source_option
     return moves[::-1]
 

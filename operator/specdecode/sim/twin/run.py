@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,6 +12,7 @@ import numpy as np
 
 from specdecode.api.v1alpha1 import DISABLED
 from specdecode.model.cost import Option
+from specdecode.model.loads import DAY
 from specdecode.sim.twin.agents import Alone, Look, Operator
 from specdecode.sim.twin.baselines import AcceptedLengthTiers, Planned, ThresholdOnly, scheduled_by_hand
 from specdecode.sim.twin.calibration import Calibration
@@ -133,7 +135,9 @@ def _oracle(world: World, seed: int) -> Player:
     tpot = tally.request_seconds / np.maximum(tally.tokens, 1e-9)
     starts = np.arange(len(tpot)) * rehearsal.bucket_steps
     roll = coarse.replicas[starts] * (world.scenario.roll_time + GRACE)
-    moves = plan(tpot * offered[:, None], options, BUCKET, roll.tolist())
+    days = math.ceil(world.scenario.duration / DAY)
+    changes = days * world.scenario.policy.rollout.max_changes_per_day
+    moves = plan(tpot * offered[:, None], options, BUCKET, roll.tolist(), changes)
     return Player(ORACLE, Planned(moves, give_up_one=world.cramped), options[0])
 
 
