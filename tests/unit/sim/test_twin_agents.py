@@ -22,7 +22,7 @@ from specdecode.sim.twin.baselines import (
     _moves,
     scheduled_by_hand,
 )
-from specdecode.sim.twin.oracle import NOISE, plan
+from specdecode.sim.twin.oracle import NOISE, choices, plan
 from specdecode.sim.twin.scenario import parse_scenario
 from specdecode.sim.twin.simulation import Player, Simulation
 from specdecode.sim.twin.truth import Truth
@@ -148,6 +148,14 @@ def test_tiers_move_k_within_the_engine_by_load() -> None:
 # --- the oracle ---------------------------------------------------------------------------------------------------
 
 A, B, C = (Option(name, None) for name in "abc")
+
+
+@pytest.mark.parametrize("mode", ["Auto", "Off"])
+def test_it_has_schedules_where_the_policy_tunes(mode: str) -> None:
+    w = world(policy={"profiles": PROFILES, "batchSizeTuning": {"mode": mode}}, vllmVersion="0.24.0")
+    found = choices(w)
+    assert {o.profile for o in found} == {"draft", "ngram", "disabled"}
+    assert any(o.speculation and o.speculation.schedule for o in found) is (mode == "Auto")
 
 
 def test_a_plan_stays_where_nothing_is_better() -> None:

@@ -10,17 +10,42 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specdecode.api.v1alpha1 import BatchSizeTuningMode
 from specdecode.model.cost import Option
 from specdecode.sim.twin.baselines import Move
+from specdecode.sim.twin.truth import Truth
+from specdecode.sim.twin.world import World
+from specdecode.vllm.capabilities import capabilities
 
 Array = NDArray[np.float64]
 
 NOISE = 0.05
 """What a roll must save beyond its price, in costs of a bucket: less may be the chance of the rehearsal."""
+REPRESENTATIVE = 6
+"""Times of the scenario whose traffic a schedule of the oracle's is made for, at most."""
+
+
+def choices(world: World) -> list[Option]:
+    """Every profile at its fixed K, and where the policy tunes it, with the best schedule for a few times' traffic."""
+    truth, able = Truth(world.times, world.gains), capabilities(world.scenario.version)
+    found: dict[int, Option] = {world.times.variant(o): o for o in world.options.values()}
+    if world.scenario.policy.batch_size_tuning.mode is not BatchSizeTuningMode.AUTO:
+        return list(found.values())
+    epochs = np.unique(np.linspace(0, len(world.demand.mixes) - 1, REPRESENTATIVE + 2)[1:-1].astype(int))
+    for option in world.options.values():
+        speculation = option.speculation
+        if speculation is None or speculation.vllm_method is None or not able.schedule_method(speculation.vllm_method):
+            continue
+        for epoch in epochs:
+            mix, t = world.demand.mixes[epoch], epoch * world.demand.epoch_steps * world.dt
+            best = replace(option, speculation=truth.best_schedule(option.profile, speculation, mix, t))
+            found.setdefault(world.times.variant(best), best)
+    return list(found.values())
 
 
 def plan(costs: Array, options: Sequence[Option], bucket: float, roll: Sequence[float], changes: int) -> list[Move]:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from specdecode.sim.twin.agents import Alone, Look, Operator
 from specdecode.sim.twin.baselines import AcceptedLengthTiers, Planned, ThresholdOnly, scheduled_by_hand
 from specdecode.sim.twin.calibration import Calibration
 from specdecode.sim.twin.deployment import GRACE
-from specdecode.sim.twin.oracle import plan
+from specdecode.sim.twin.oracle import choices, plan
 from specdecode.sim.twin.result import (
     ALONE,
     EMA,
@@ -33,14 +32,10 @@ from specdecode.sim.twin.result import (
 )
 from specdecode.sim.twin.scenario import Scenario, ScenarioError
 from specdecode.sim.twin.simulation import BUCKET, Player, Simulation
-from specdecode.sim.twin.truth import Truth
 from specdecode.sim.twin.world import World, world_of
-from specdecode.vllm.capabilities import capabilities
 
 REHEARSAL = 2.0
 """The oracle's options are tried in time steps this many times as long: their mean costs are the same."""
-REPRESENTATIVE = 6
-"""Times of the scenario whose traffic a schedule of the oracle's is made for, at most."""
 
 
 def simulate(
@@ -117,7 +112,7 @@ def _cast(world: World, seed: int, watch: Callable[[Look], None] | None = None) 
 def _oracle(world: World, seed: int) -> Player:
     """The clairvoyant, after a rehearsal of everything that it could run. It begins with what runs at first."""
     start = world.options[world.scenario.start]
-    options = [start, *(o for o in _choices(world) if o != start)]
+    options = [start, *(o for o in choices(world) if o != start)]
     rehearsal = Simulation(
         world.in_steps_of(world.dt * REHEARSAL),
         [Player(str(i), Alone(), option) for i, option in enumerate(options)],
@@ -139,19 +134,3 @@ def _oracle(world: World, seed: int) -> Player:
     changes = days * world.scenario.policy.rollout.max_changes_per_day
     moves = plan(tpot * offered[:, None], options, BUCKET, roll.tolist(), changes)
     return Player(ORACLE, Planned(moves, give_up_one=world.cramped), options[0])
-
-
-def _choices(world: World) -> list[Option]:
-    """Every profile at its fixed K, and with the best schedule for the traffic of a few times."""
-    truth, able = Truth(world.times, world.gains), capabilities(world.scenario.version)
-    found: dict[int, Option] = {world.times.variant(o): o for o in world.options.values()}
-    epochs = np.unique(np.linspace(0, len(world.demand.mixes) - 1, REPRESENTATIVE + 2)[1:-1].astype(int))
-    for option in world.options.values():
-        speculation = option.speculation
-        if speculation is None or speculation.vllm_method is None or not able.schedule_method(speculation.vllm_method):
-            continue
-        for epoch in epochs:
-            mix, t = world.demand.mixes[epoch], epoch * world.demand.epoch_steps * world.dt
-            best = replace(option, speculation=truth.best_schedule(option.profile, speculation, mix, t))
-            found.setdefault(world.times.variant(best), best)
-    return list(found.values())
