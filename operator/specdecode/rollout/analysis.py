@@ -65,6 +65,7 @@ def judge(
     lost: int = 0,
     relief: bool = False,
     leaves_own: bool = False,
+    goes_back: bool = False,
     to_be_proven: bool = True,
 ) -> Verdict | None:
     """The verdict, or None while there is none yet. Harm is called early; success after the whole time, where it is
@@ -73,7 +74,8 @@ def judge(
     `decided_at`: that load, of the whole workload in tokens/s; None where it is not known. `lost`: how many canaries of
     the profile in a row did not succeed today. Chance alone promotes one in twenty that are no better, so what is tried
     again and again must show more: each time half as large an error is allowed. `leaves_own`: what runs is what the
-    user's own manifest says; what replaces it must be faster, whatever the change is for.
+    user's own manifest says; what replaces it must be faster, whatever the change is for. `goes_back`: the canary is what
+    the manifest says, which has nothing to prove: where nothing is clear after the whole time, it need only look no worse.
     """
     rules = policy.rollout.analysis
     if errors := _errors(c):
@@ -132,6 +134,9 @@ def judge(
             " nothing of the load that the change is for",
             c.gain,
         )
+    if goes_back and c.gain is not None and c.gain.value >= required_gain and not _slo_broken(c, policy):
+        message = f"{how}promoting what the manifest says, as nothing speaks against it: {c.shown}"
+        return Verdict(Outcome.SUCCESSFUL, Ending.PROMOTED, message, c.gain)
     again = f"; after {lost} that did not prove it today, it takes more than that" if lost else ""
     return Verdict(Outcome.INCONCLUSIVE, Ending.NOT_SURE, f"{how}no clear answer in time: {c.shown}{again}", c.gain)
 

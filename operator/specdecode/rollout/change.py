@@ -211,6 +211,7 @@ def analysing(c: Change) -> Step:
         lost=0 if goes_back else lost_today(c.o, c.rollout.target.profile),
         relief=target is not None and c.o.estimates.relieved_by(target),
         leaves_own=c.o.is_own(c.rollout.source) and not goes_back,
+        goes_back=goes_back,
         to_be_proven=c.rollout.reason != Reason.OVERLOADED,
     )
     if verdict is None:

@@ -242,6 +242,25 @@ def test_but_one_that_was_tried_in_vain_today_must_be_no_worse_for_sure() -> Non
     assert sure is not None and sure.outcome is Outcome.SUCCESSFUL
 
 
+@pytest.mark.parametrize(
+    ("gain", "p99", "promoted"),
+    [((0.32, -0.1, 0.9), 0.05, True), ((-0.02, -0.1, 0.05), 0.05, False), ((0.32, -0.1, 0.9), 0.08, False)],
+    ids=["it looks better", "it looks worse", "it breaks a limit"],
+)
+def test_what_the_user_chose_comes_back_where_nothing_is_clear_in_time(
+    gain: tuple[float, float, float], p99: float, promoted: bool
+) -> None:
+    looks = comparison(gain, canary=measured(tpot=percentiles(p99)))
+    late = replace(looks, **LATE)
+    back = judge(late, SLO, 0.0, protect_tail=False, goes_back=True)
+    other = judge(late, SLO, 0.0, protect_tail=False)
+    assert back is not None and (back.outcome is Outcome.SUCCESSFUL) is promoted
+    assert not promoted or "what the manifest says" in back.message
+    assert other is not None and other.outcome is not Outcome.SUCCESSFUL
+    if promoted:
+        assert judge(looks, SLO, 0.0, protect_tail=False, goes_back=True) is None, "not before"
+
+
 def test_nor_may_what_the_user_chose_be_replaced_by_what_only_looks_no_worse() -> None:
     looks = comparison((0.02, -0.02, 0.06))
     assert judge(looks, POLICY, 0.0, protect_tail=False, leaves_own=True) is None
