@@ -74,8 +74,8 @@ def judge(
     `decided_at`: that load, of the whole workload in tokens/s; None where it is not known. `lost`: how many canaries of
     the profile in a row did not succeed today. Chance alone promotes one in twenty that are no better, so what is tried
     again and again must show more: each time half as large an error is allowed. `leaves_own`: what runs is what the
-    user's own manifest says; what replaces it must be faster, whatever the change is for. `goes_back`: the canary is what
-    the manifest says, which has nothing to prove: where nothing is clear after the whole time, it need only look no worse.
+    user's own manifest says; what replaces it must be faster, whatever the change is for. `goes_back`: the canary is
+    what the manifest says, which has nothing to prove: where nothing is clear in time, it need only look no worse.
     """
     rules = policy.rollout.analysis
     if errors := _errors(c):
