@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from specdecode.model.loads import DAY
 from specdecode.policy.clock import seconds_of
-from specdecode.policy.observation import Observation
+from specdecode.policy.observation import AT_THE_LIMIT, Observation
 
 BEHIND_FOR = 1800.0
 """Seconds for which more is asked than the pods can carry before that counts as more than a burst."""
@@ -19,7 +20,7 @@ def carries(o: Observation) -> float | None:
     carried = e.running.headroom * load.tokens_per_second
     if e.queueing and e.measured is not None:
         # The model does not know how many requests the KV cache has room for: what is served tells.
-        carried = min(carried, (e.measured.generation_tokens_per_second or math.inf) / max(1, len(o.running(o.active))))
+        carried = min(carried, (e.measured.generation_tokens_per_second or math.inf) / o.serving)
     return carried
 
 
@@ -29,4 +30,12 @@ def long_behind(o: Observation) -> bool:
     asked = o.loads.between(since, o.now) if o.loads.at(since) is not None else None
     if carried is None or asked is None or (last is not None and seconds_of(last.finished_at) > since):
         return False
-    return asked[0] >= carried * max(1, len(o.running(o.active)))
+    return asked[0] >= carried * o.serving
+
+
+def may_fall_behind(o: Observation) -> bool:
+    """Whether the highest load of the last day would be too much for what runs, or nobody knows."""
+    carried, past = carries(o), o.loads.between(o.now - DAY, o.now)
+    if carried is None or past is None:
+        return True
+    return past[1] * AT_THE_LIMIT > carried * o.serving

@@ -8,11 +8,11 @@ from specdecode.api.quantities import format_duration
 from specdecode.api.v1alpha1 import Mode, Outcome
 from specdecode.model.loads import DAY
 from specdecode.policy.ageing import restarts_are_rationed
-from specdecode.policy.behind import carries, long_behind
+from specdecode.policy.behind import long_behind, may_fall_behind
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import PROBES, Decision, Reason
 from specdecode.policy.live import can_be_live
-from specdecode.policy.observation import AT_THE_LIMIT, Observation
+from specdecode.policy.observation import Observation
 from specdecode.policy.past import HOUR, UNTOLD, backoff, failures, last_tried, tries
 from specdecode.policy.spare import NO_CAPACITY, one_is_given_up
 
@@ -63,7 +63,7 @@ def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     if turns_on and today and left <= kept:
         last = "the last two are" if kept == 2 else "the last is"
         return Reason.CHANGES_EXHAUSTED, f"{said}, and {last} kept for the way back"
-    if kept == 2 and left == 1 and _may_fall_behind(o) and not (d.reason is Reason.OVERLOADED or _relieves(o, d)):
+    if kept == 2 and left == 1 and may_fall_behind(o) and not (d.reason is Reason.OVERLOADED or _relieves(o, d)):
         return Reason.CHANGES_EXHAUSTED, f"{said}, and the last is kept for pods that have long fallen behind"
     if turns_on and d.reason in FINDING_OUT and len(in_vain) >= max(1, limit // 2):
         return Reason.CHANGES_EXHAUSTED, f"{len(in_vain)} of {said}, and half of them at most for what is tried in vain"
@@ -77,14 +77,6 @@ ENOUGH_TO_KEEP_TWO = 4
 def _relieves(o: Observation, d: Decision) -> bool:
     """Whether the pods have long fallen behind, and would less with what is asked for."""
     return d.target is not None and long_behind(o) and o.estimates.makes_room(d.target.profile)
-
-
-def _may_fall_behind(o: Observation) -> bool:
-    """Whether the highest load of the last day would be too much for what runs, or nobody knows."""
-    carried, past = carries(o), o.loads.between(o.now - DAY, o.now)
-    if carried is None or past is None:
-        return True
-    return past[1] * AT_THE_LIMIT > carried * max(1, len(o.running(o.active)))
 
 
 FINDING_OUT = frozenset({Reason.WORTH_A_CANARY, *PROBES})
@@ -109,7 +101,7 @@ def too_few_requests(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     m, load, rules = o.estimates.measured, o.estimates.load, o.policy.rollout.analysis
     if m is None or load is None or not m.output_length:
         return None
-    pods = max(1, len(o.running(o.active)))
+    pods = o.serving
     asked = max(load.tokens_per_second * pods, o.loads.mean(o.now - HOUR, o.now) or 0.0)
     # In the place of a pod, and one of as many, or beside the others.
     in_place = pods == 1 or one_is_given_up(o, for_sure=True) or (d.target is not None and can_be_live(o, d.target))

@@ -306,7 +306,7 @@ def worth_a_probe(o: Observation) -> Decision | None:
             continue
         outlook = o.estimates.outlooks.get(option.profile)
         lasts = min(MEMORY, outlook.duration) if outlook else MEMORY
-        value = worth_of_trying(gain, least, lasts, cost, max(1, len(o.running(o.active))))
+        value = worth_of_trying(gain, least, lasts, cost, o.serving)
         if value > 0 and (best is None or value > best[0]):
             best = value, option, gain
     if best is None:
@@ -444,7 +444,7 @@ def _short_of_the_last_peak(o: Observation, option: Option) -> str | None:
     here, other, load = e.running, e.predictions.get(option.profile), e.load
     if here is None or other is None or load is None or peak is None or o.is_own(option):
         return None
-    highest = peak[1] / max(1, len(o.running(o.active)))
+    highest = peak[1] / o.serving
     if highest <= AT_THE_LIMIT * load.tokens_per_second:
         # It is there: what can carry the load of now is asked elsewhere.
         return None

@@ -246,6 +246,11 @@ class Observation:
         """The last change that succeeded."""
         return next((h for h in self.history if h.outcome is Outcome.SUCCESSFUL), None)
 
+    @property
+    def serving(self) -> int:
+        """Ready pods that run what is active; at least 1, to divide by."""
+        return max(1, len(self.running(self.active)))
+
     def running(self, option: Option | None) -> tuple[Pod, ...]:
         """The ready pods that run an option."""
         return tuple(p for p in self.pods if p.ready and not p.terminating and p.option == option)

@@ -70,7 +70,7 @@ def waits_for_room(o: Observation, option: Option) -> bool:
 
 def cannot_spare_much(o: Observation) -> bool:
     """Whether a canary that only finds something out would cost a pod that the others would miss."""
-    running, pods = o.estimates.running, max(1, len(o.running(o.active)))
+    running, pods = o.estimates.running, o.serving
     return running is not None and one_is_given_up(o) and running.headroom_without_one(pods) < AMPLE
 
 

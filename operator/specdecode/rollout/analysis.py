@@ -75,9 +75,10 @@ def judge(
     the profile in a row did not succeed today. Chance alone promotes one in twenty that are no better, so what is tried
     again and again must show more: each time half as large an error is allowed. `leaves_own`: what runs is what the
     user's own manifest says; what replaces it must be faster, whatever the change is for. `goes_back`: the canary is
-    what the manifest says, which has nothing to prove: where nothing is clear in time, it need only look no worse.
+    what the manifest says, which has nothing to prove, however often it was no better: where nothing is clear in time,
+    it need only look no worse.
     """
-    rules = policy.rollout.analysis
+    rules, lost = policy.rollout.analysis, 0 if goes_back else lost
     if errors := _errors(c):
         return Verdict(Outcome.FAILED, Ending.REQUESTS_FAIL, errors, c.gain)
     if not to_be_proven:

@@ -207,8 +207,7 @@ def analysing(c: Change) -> Step:
         c.rollout.required_gain,
         protect_tail=c.rollout.protect_tail,
         decided_at=decided_at,
-        # What the user chose has nothing to prove, however often it was no better.
-        lost=0 if goes_back else lost_today(c.o, c.rollout.target.profile),
+        lost=lost_today(c.o, c.rollout.target.profile),
         relief=target is not None and c.o.estimates.relieved_by(target),
         leaves_own=c.o.is_own(c.rollout.source) and not goes_back,
         goes_back=goes_back,

@@ -10,8 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specdecode.api.v1alpha1 import (
-    Configuration,
-    HistoryEntry,
     Original,
     Outcome,
     RolloutPhase,
@@ -24,11 +22,11 @@ from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import fields_of, fingerprint, same
 from specdecode.rollout.clearing import cleared
-from specdecode.rollout.ending import Ending
 from specdecode.rollout.patch import borrowed, patch
 from specdecode.rollout.phases import NO_CAPACITY_AFTER, Step, advance
 from specdecode.vllm.startup import Diagnosis
 from specdecode.vllm.startup_failures import Failure
+from support.decisions import slower
 from support.world import NOW, deployment, menu, observation, option, pod, rendered, spec, traffic, workload
 
 MENU = menu(spec())
@@ -329,19 +327,8 @@ def test_what_is_no_slower_may_lead_back_to_what_the_user_chose_but_not_away(own
 
 def test_what_the_user_chose_has_nothing_to_prove_however_often_it_was_no_better() -> None:
     """It is 1 % slower, which may be chance."""
-    lost = HistoryEntry(
-        id="lost",
-        policy_generation=1,
-        source=Configuration(profile="disabled"),
-        target=Configuration(profile="ngram"),
-        reason=Reason.WORTH_A_CANARY.value,
-        outcome=Outcome.FAILED,
-        outcome_reason=Ending.SLOWER,
-        started_at=text_of(NOW - 1200.0),
-        finished_at=text_of(NOW - 600.0),
-    )
     own = menu(spec(), rendered(MENU, "ngram"))
-    step = analysed(0.0202 * 4.75, menu=own, rollout={"required_gain": -0.02}, history=(lost, lost))
+    step = analysed(0.0202 * 4.75, menu=own, rollout={"required_gain": -0.02}, history=(slower(600.0), slower(1200.0)))
     assert step.rollout is not None and step.rollout.phase is RolloutPhase.PROMOTING
 
 

@@ -55,16 +55,16 @@ def plan(costs: Array, options: Sequence[Option], bucket: float, roll: Sequence[
     that begins there; while it lasts, the pods change over one by one.
     """
     buckets, n = costs.shape
-    # By bucket, rolls so far, and option: the least cost of all before, and the bucket and option before.
+    # By bucket, rolls so far, and option: the least cost of all before, and the bucket and option that it came from.
     best = np.full((buckets + 1, changes + 1, n), math.inf)
     best[0, 0, 0] = 0.0
-    came = np.zeros((buckets + 1, changes + 1, n, 2), dtype=int)
-    every = np.arange(n)
+    since, source = np.zeros(best.shape, dtype=int), np.zeros(best.shape, dtype=int)
     for b in range(buckets):
         stay = best[b] + costs[b]
         better = stay < best[b + 1]
         best[b + 1][better] = stay[better]
-        came[b + 1][better] = np.stack([np.full(n, b), every], axis=1)[np.nonzero(better)[1]]
+        since[b + 1][better] = b
+        source[b + 1] = np.where(better, np.arange(n), source[b + 1])
         length = max(1, math.ceil(roll[b] / bucket))
         end = min(buckets, b + length)
         # Share of the pods that run the new option, on average, in each bucket of the roll.
@@ -74,20 +74,20 @@ def plan(costs: Array, options: Sequence[Option], bucket: float, roll: Sequence[
         price = old_part[:, None] + new_part[None, :] + NOISE * costs[b:end].mean()
         np.fill_diagonal(price, math.inf)
         rolled = best[b, :-1, :, None] + price
-        source = rolled.argmin(axis=1)
         least = rolled.min(axis=1)
         better = least < best[end, 1:]
         best[end, 1:][better] = least[better]
-        came[end, 1:][better] = np.stack([np.full(source.shape, b), source], axis=2)[better]
+        since[end, 1:][better] = b
+        source[end, 1:][better] = rolled.argmin(axis=1)[better]
     rolls, option = (int(i) for i in np.unravel_index(best[buckets].argmin(), best[buckets].shape))
     at = buckets
     moves: list[Move] = []
     while at:
-        before, source_option = (int(i) for i in came[at, rolls, option])
-        if source_option != option:
+        before, left = int(since[at, rolls, option]), int(source[at, rolls, option])
+        if left != option:
             moves.append(Move(before * bucket, options[option]))
             rolls -= 1
-        at, option = before, source_option
+        at, option = before, left
     return moves[::-1]
 
 
