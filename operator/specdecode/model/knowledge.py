@@ -7,7 +7,7 @@ that an old busy hour is not forgotten when the night is quiet.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -380,8 +380,22 @@ def _drafts(old: Drafts | None, measured: Measurement, k: int, now: float) -> Dr
         reached = drafts * before
         chances.append(min(1.0, (drafts * share + SHRINKAGE * guess) / (reached + SHRINKAGE)))
         before = share
-    deeper = old.chances[len(chances) :] if old is not None else ()
+    deeper = _moved_alike(old.chances, chances) if old is not None else ()
     return Drafts(match, (*chances, *deeper), now, drafts)
+
+
+def _moved_alike(old: Sequence[float], new: Sequence[float]) -> tuple[float, ...]:
+    """The chances beyond the positions that are drafted now: their log-odds have moved as those of the last of these
+    have. Else K, once it was lowered for traffic that is hard to guess, would stay low in any other."""
+    if not new or len(old) <= len(new):
+        return ()
+    moved = _log_odds(new[-1]) - _log_odds(old[len(new) - 1])
+    return tuple(1 / (1 + math.exp(-_log_odds(chance) - moved)) for chance in old[len(new) :])
+
+
+def _log_odds(chance: float) -> float:
+    inside = min(max(chance, LEAST_EXTRA), 1 - LEAST_EXTRA)
+    return math.log(inside / (1 - inside))
 
 
 def _usual(old: Drafts | None, new: Drafts | None, now: float) -> Drafts | None:

@@ -100,12 +100,28 @@ def test_few_drafts_change_little() -> None:
     assert drafts_of(many).chances[0] < 0.01
 
 
+NIGHT = learn(None, drafting(0.8, 0.7, 0.6, 0.5, 0.4, drafts=1e6), ACCEPTANCE, 5, [], NOW)
+"""A schedule drafts five tokens at night and two by day."""
+
+
 def test_positions_that_are_not_drafted_now_keep_what_they_showed() -> None:
-    """A schedule drafts five tokens at night and two by day."""
-    night = learn(None, drafting(0.8, 0.7, 0.6, 0.5, 0.4, drafts=1e6), ACCEPTANCE, 5, [], NOW)
-    day = learn(night, drafting(0.5, 0.25, drafts=1e6), ACCEPTANCE, 2, [], NOW + 60)
-    assert drafts_of(day).chances[:2] == pytest.approx((0.5, 0.5), abs=1e-3)
-    assert drafts_of(day).chances[2:] == drafts_of(night).chances[2:]
+    day = learn(NIGHT, drafting(0.8, 0.7, drafts=1e6), ACCEPTANCE, 2, [], NOW + 60)
+    assert drafts_of(day).chances == pytest.approx(drafts_of(NIGHT).chances, abs=1e-3)
+
+
+def test_positions_that_are_not_drafted_now_move_with_the_last_that_is() -> None:
+    harder = drafts_of(learn(NIGHT, drafting(0.5, 0.25, drafts=1e6), ACCEPTANCE, 2, [], NOW + 60))
+    assert harder.chances[:2] == pytest.approx((0.5, 0.5), abs=1e-3)
+    # 7:1 became 1:1, so 6:1, 5:1 and 4:1 became a seventh of that.
+    assert harder.chances[2:] == pytest.approx((6 / 13, 5 / 12, 4 / 11), abs=1e-3)
+
+
+def test_positions_that_were_not_drafted_for_long_come_back_with_the_traffic() -> None:
+    known = NIGHT
+    for n in range(1, 50):
+        share = 0.25 if n < 49 else 0.7
+        known = learn(known, drafting(0.8, share, drafts=1e6), ACCEPTANCE, 2, [], NOW + 60 * n)
+    assert drafts_of(known).chances == pytest.approx(drafts_of(NIGHT).chances, abs=0.01)
 
 
 def test_what_the_window_lacks_keeps_its_last_value() -> None:
