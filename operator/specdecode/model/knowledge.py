@@ -14,6 +14,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le, Len, Lt
 
 from specdecode.model.measure import Measurement
+from specdecode.model.service import HalfHour
 
 MAX_STEP_TIMES = 28
 """Bins of step times kept per option; the oldest go."""
@@ -220,6 +221,8 @@ class Knowledge:
     ageing: Ageing | None = None
     residuals: tuple[Residual, ...] = ()
     """One per half octave of load."""
+    service: tuple[HalfHour, ...] = ()
+    """What users got while all pods ran it."""
 
     def with_residual(self, new: Residual) -> Knowledge:
         """Adds how far the model is seen to be off."""

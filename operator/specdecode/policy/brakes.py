@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from specdecode.api.quantities import format_duration
@@ -10,18 +11,19 @@ from specdecode.model.loads import DAY
 from specdecode.policy.ageing import restarts_are_rationed
 from specdecode.policy.behind import long_behind, may_fall_behind
 from specdecode.policy.clock import seconds_of
-from specdecode.policy.decision import PROBES, Decision, Reason
+from specdecode.policy.decision import GETS_TO_RUN, PROBES, Decision, Reason
 from specdecode.policy.live import can_be_live
 from specdecode.policy.observation import Observation
-from specdecode.policy.past import HOUR, UNTOLD, backoff, failures, last_tried, tries
+from specdecode.policy.past import HOUR, SHORT_LIVED, UNTOLD, backoff, failures, last_tried, taken_back, tries
 from specdecode.policy.spare import NO_CAPACITY, one_is_given_up
 
 Brake = Callable[[Observation, Decision], tuple[Reason, str] | None]
 
 
 def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
-    """Rest after a change, longer for a profile whose last changes had to be taken back. What is urgent waits for
-    those only."""
+    """Rest after a change, longer for a profile whose last changes did not succeed. What is urgent waits for those
+    only; and one that was soon replaced each time that it was promoted waits for hours, but for what the manifest
+    says."""
     if not o.history or d.target is None:
         return None
     if d.reason is Reason.OVERLOADED and not any(
@@ -29,13 +31,16 @@ def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     ):
         # What a canary showed when there was less to do is what this does not go by.
         return None
-    profile, cooldown = d.target.profile, o.policy.rollout.cooldown
-    # What failed in a burst, or after one, says little about pods that have long fallen behind.
-    until = last_tried(o, profile) + cooldown * (1 if _relieves(o, d) else backoff(o, profile))
+    profile, cooldown, relief = d.target.profile, o.policy.rollout.cooldown, _relieves(o, d)
+    until = -math.inf
     if not d.urgent:
-        until = max(until, seconds_of(o.history[0].finished_at) + cooldown)
-    elif not failures(tries(o, profile)):
-        return None
+        until = seconds_of(o.history[0].finished_at) + cooldown
+    if not d.urgent or failures(tries(o, profile)):
+        # What failed in a burst, or after one, says little about pods that have long fallen behind.
+        until = max(until, last_tried(o, profile) + cooldown * (1 if relief else backoff(o, profile)))
+    back = taken_back(o, profile)
+    if back and not relief and not o.is_own(d.target) and o.active is not None and o.active.profile != profile:
+        until = max(until, back[0] + SHORT_LIVED * 2 ** (len(back) - 1))
     if o.now >= until:
         return None
     return Reason.COOLING_DOWN, f"resting after the last change for {format_duration(round(until - o.now))} more"
@@ -63,7 +68,7 @@ def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     if turns_on and today and left <= kept:
         last = "the last two are" if kept == 2 else "the last is"
         return Reason.CHANGES_EXHAUSTED, f"{said}, and {last} kept for the way back"
-    if kept == 2 and left == 1 and may_fall_behind(o) and not (d.reason is Reason.OVERLOADED or _relieves(o, d)):
+    if kept == 2 and left == 1 and may_fall_behind(o) and not (d.reason in GETS_TO_RUN or _relieves(o, d)):
         return Reason.CHANGES_EXHAUSTED, f"{said}, and the last is kept for pods that have long fallen behind"
     if turns_on and d.reason in FINDING_OUT and len(in_vain) >= max(1, limit // 2):
         return Reason.CHANGES_EXHAUSTED, f"{len(in_vain)} of {said}, and half of them at most for what is tried in vain"

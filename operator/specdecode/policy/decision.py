@@ -24,6 +24,8 @@ class Reason(StrEnum):
     IDLE = "Idle"
     TOO_FEW_SAMPLES = "TooFewSamples"
     # Guards
+    OVERLOADED = "Overloaded"
+    MANIFEST_WAS_FASTER = "ManifestWasFaster"
     ACCEPTANCE_BELOW_FLOOR = "AcceptanceBelowFloor"
     KV_SQUEEZED = "KvSqueezed"
     TTFT_BOUND = "TtftBound"
@@ -34,7 +36,6 @@ class Reason(StrEnum):
     WORTH_A_CANARY = "WorthACanary"
     BETTER_THRESHOLD = "BetterThreshold"
     RESTART_RESTORES = "RestartRestores"
-    OVERLOADED = "Overloaded"
     NO_BASELINE = "NoBaseline"
     WORTH_A_PROBE = "WorthAProbe"
     LOAD_TOO_SHORT = "LoadTooShort"
@@ -46,6 +47,9 @@ class Reason(StrEnum):
     CHANGES_EXHAUSTED = "ChangesExhausted"
     TOO_FEW_REQUESTS = "TooFewRequests"
 
+
+GETS_TO_RUN = (Reason.OVERLOADED, Reason.MANIFEST_WAS_FASTER)
+"""Reasons to go back to what the manifest says for what users got: its canary has nothing to prove."""
 
 PROBES = (Reason.WORTH_A_PROBE, Reason.NO_BASELINE)
 """Reasons to try an option that is not believed to be the better one."""

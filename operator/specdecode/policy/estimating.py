@@ -23,7 +23,7 @@ from specdecode.model.measure import Change, Measurement
 from specdecode.model.window import Window, pods_together, queued
 from specdecode.policy.ageing import freshness
 from specdecode.policy.clock import seconds_of
-from specdecode.policy.learning import acceptance_of, context_of, held_against, learnt_from
+from specdecode.policy.learning import acceptance_of, context_of, held_against, learnt_from, with_service
 from specdecode.policy.observation import Estimates, Observation
 from specdecode.policy.options import Menu, option_of
 from specdecode.policy.outlook import Array, Cost, Outlook, outlook
@@ -148,6 +148,7 @@ def estimate(o: Observation, model_of: ModelFactory) -> Observation:
         restart=freshness(o, knowledge.get(o.active.profile), _cost(o, len(running)).restart) if o.active else None,
     )
     if o.rollout is None and o.active is not None:
+        knowledge = with_service(knowledge, o, o.active.profile, measured, answered)
         knowledge = held_against(knowledge, o, o.active.profile, measured, load, modelled)
     else:
         knowledge = _held_against_canary(knowledge, o, model)

@@ -17,7 +17,7 @@ from specdecode.model.estimate import Estimate
 from specdecode.model.loads import DAY
 from specdecode.model.tokens import MEMORY
 from specdecode.policy.ageing import restart_restores
-from specdecode.policy.behind import BEHIND_FOR, carries, long_behind
+from specdecode.policy.back_to_own import manifest_was_faster, overloaded_by_ours
 from specdecode.policy.brakes import held_back
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Decision, Reason
@@ -32,7 +32,7 @@ from specdecode.policy.guards import (
 from specdecode.policy.observation import AT_THE_LIMIT, Observation
 from specdecode.policy.options import configuration, describe
 from specdecode.policy.outlook import worth_of_trying
-from specdecode.policy.past import backoff, fell_behind, last_failed, last_tried
+from specdecode.policy.past import backoff, last_failed, last_tried, was_worse
 from specdecode.policy.spare import cannot_go_back, cannot_spare_much, one_is_given_up, waits_for_room
 
 Gate = Callable[[Observation], Decision | None]
@@ -226,40 +226,6 @@ def _above_band(o: Observation) -> bool:
     return band is None or batch > band.end
 
 
-def overloaded_by_ours(o: Observation) -> Decision | None:
-    """The pods have long fallen behind with what the user did not choose, and what they did choose is expected to carry
-    more, or nobody knows: a canary, one pod more, cannot tell, so it gets to run."""
-    e, own = o.estimates, o.own
-    if o.policy.mode is not Mode.AUTO or o.active is None or own is None or o.is_own(o.active):
-        return None
-    would = e.predictions.get(own.profile)
-    if would is None or not (e.own_is_untried or e.makes_room(own.profile)):
-        return None
-    # That its KV cache would be as full is no objection: requests wait for room in this one.
-    if breaks_tpot_limit(o, own) or fell_behind(o, own.profile):
-        return None
-    carried = carries(o)
-    if carried is None or not long_behind(o):
-        return None
-    if would.capacity is not None and would.capacity.high < carried:
-        return None
-    more = f"nobody has seen what {describe(own)} carries" if e.own_is_untried else f"{describe(own)} carries more"
-    return Decision(
-        Reason.OVERLOADED,
-        f"the pods have fallen behind with {describe(o.active)} for {format_duration(BEHIND_FOR)}, and {more}, which"
-        " the manifest asks for: it gets to run",
-        own,
-        change=True,
-        gain=e.gain(own),
-        required_gain=-OWN_MAY_LOSE,
-        urgent=True,
-    )
-
-
-OWN_MAY_LOSE = 0.25
-"""By how much slower its canary may be, which has little to do."""
-
-
 def no_baseline(o: Observation) -> Decision | None:
     """Nobody has seen this workload without speculation: what it gains is not known before one pod runs without."""
     if o.policy.mode is not Mode.AUTO:
@@ -375,6 +341,7 @@ CHAIN: tuple[Gate, ...] = (
     too_few_samples,
     # guards
     overloaded_by_ours,
+    manifest_was_faster,
     acceptance_below_floor,
     kv_squeezed,
     ttft_bound,
@@ -413,7 +380,7 @@ def _admissible(o: Observation, option: Option) -> bool:
 
 def _breaks_a_promise(o: Observation, option: Option) -> str | None:
     """Why an option is out of the question: users would wait longer than was promised, or for ever."""
-    return breaks_tpot_limit(o, option) or fills_kv_cache(o, option) or fell_behind(o, option.profile)
+    return breaks_tpot_limit(o, option) or fills_kv_cache(o, option) or was_worse(o, option.profile)
 
 
 def _barred(o: Observation, option: Option) -> str | None:

@@ -17,7 +17,7 @@ from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.observation import Estimates, Observation
 from specdecode.policy.options import describe
-from specdecode.policy.past import TRAFFIC_TURNED, fell_behind
+from specdecode.policy.past import TRAFFIC_TURNED, was_worse
 from specdecode.vllm.capabilities import capabilities
 
 FULL = 0.95
@@ -60,7 +60,7 @@ def acceptance_below_floor(o: Observation) -> Decision | None:
         loses = gain.high < 0 if fell else gain.value < least or (outlook is not None and outlook.benefit <= 0)
         if loses:
             return None
-    if _disproved(o, Reason.ACCEPTANCE_BELOW_FLOOR) or fell_behind(o, DISABLED):
+    if _disproved(o, Reason.ACCEPTANCE_BELOW_FLOOR) or was_worse(o, DISABLED):
         return None
     return Decision(
         Reason.ACCEPTANCE_BELOW_FLOOR,

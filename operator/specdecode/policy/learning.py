@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from specdecode.model.cost import OfferedLoad, Option, Prediction
 from specdecode.model.knowledge import ENOUGH_REQUEST_STEPS, MOST_RESIDUAL, Knowledge, Residual, StepTime, learn
 from specdecode.model.measure import Change, Measurement, measurement
-from specdecode.model.window import ENOUGH_DRAFTED, Window, acceptance_spread, pods_together
+from specdecode.model.service import Glance, add
+from specdecode.model.window import ENOUGH_DRAFTED, Window, acceptance_spread, pods_together, queue_growth
 from specdecode.policy.ageing import aged, served
+from specdecode.policy.clock import seconds_of
 from specdecode.policy.observation import Observation, Pod
 
 LEARNING = 0.4
@@ -186,3 +188,31 @@ ENOUGH_FINISHED = 30
 """Requests whose mean TPOT the model is held against."""
 SHORT = 0.1
 """Share of the window that they may have lasted, so that what they felt was the load of the window."""
+
+
+def with_service(
+    knowledge: Mapping[str, Knowledge],
+    o: Observation,
+    profile: str,
+    measured: Measurement | None,
+    windows: Sequence[Window],
+) -> Mapping[str, Knowledge]:
+    """Notes what users got since something was last learnt of a profile, where all pods ran it for as long as is looked
+    back."""
+    known, before, m = knowledge.get(profile), o.knowledge.get(profile), measured
+    pods = sum(isinstance(w.change, Change) for w in windows)
+    if known is None or before is None or known.learnt_at != o.now or m is None or not pods:
+        return knowledge
+    if o.workload is not None and not o.workload.settled:
+        return knowledge
+    if o.history and o.now - seconds_of(o.history[0].finished_at) < o.policy.metrics.window:
+        return knowledge
+    # Of the steps, if it can be: requests that finish tell of the time that they took.
+    tpot = m.step_seconds / m.tokens_per_step if m.step_seconds and m.tokens_per_step else m.tpot_seconds
+    served = m.generation_tokens_per_second
+    if not tpot or not served or m.output_length is None:
+        return knowledge
+    asked = max(0.0, served + math.fsum(map(queue_growth, windows)) * m.output_length)
+    seen = Glance(asked / pods, served / pods, tpot, m.prompt_length or 0.0)
+    since = min(o.now - before.learnt_at, o.policy.metrics.window)
+    return {**knowledge, profile: replace(known, service=add(known.service, o.now, since, seen))}

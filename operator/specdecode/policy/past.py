@@ -14,6 +14,7 @@ from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Reason
 from specdecode.policy.observation import Observation
 from specdecode.policy.spare import NO_CAPACITY, can_spare_one
+from specdecode.policy.track_record import was_slower
 
 MAX_BACKOFF = 16
 """A change that failed again and again is tried again after at most this many cool-downs."""
@@ -23,6 +24,8 @@ it, up to as much again."""
 LOAD_TURNED = 1.5
 """Factor in load from which an earlier failure proves nothing."""
 HOUR = 3600.0
+SHORT_LIVED = 2 * HOUR
+"""Seconds for which a change must at least have been right."""
 TRAFFIC_TURNED = 0.3
 """Change of log(E - 1) from which the traffic is another."""
 COMPARED = frozenset({"Slower", "TailWorse", "GainTooSmall", "NotSure"})
@@ -96,6 +99,24 @@ def fell_behind(o: Observation, profile: str) -> str | None:
             ago = format_duration(round(age))
             return f"the pods fell behind with it {ago} ago, and more than half of that load, backlog included, is back"
     return None
+
+
+def taken_back(o: Observation, profile: str) -> list[float]:
+    """When a profile was replaced today soon after it was promoted, in Unix seconds, the last first: what makes it pay
+    comes and goes faster than it can be changed for."""
+    made = [h for h in o.history if h.outcome is Outcome.SUCCESSFUL and h.source.profile != h.target.profile]
+    began = [seconds_of(h.finished_at) for h in made if h.target.profile == profile]
+    ended = [h for h in made if h.source.profile == profile and seconds_of(h.finished_at) > o.now - DAY]
+    soon = [h for h in ended if any(0 <= seconds_of(h.started_at) - t < SHORT_LIVED for t in began)]
+    return [seconds_of(h.finished_at) for h in soon]
+
+
+def was_worse(o: Observation, profile: str) -> str | None:
+    """What users got with a profile today that speaks against it, whatever is predicted."""
+    if (slower := was_slower(o, profile)) is not None:
+        ours, theirs = (f"{service.tpot * 1e3:.1f} ms" for service in slower)
+        return f"a token took {ours} with it, and {theirs} with what the manifest says, at no less load"
+    return fell_behind(o, profile)
 
 
 def last_failed(o: Observation, profile: str) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from specdecode.api.v1alpha1 import HistoryEntry, Interval, Outcome, RolloutPhase, RolloutStatus
 from specdecode.policy.clock import seconds_of, text_of
-from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.decision import GETS_TO_RUN, Decision, Reason
 from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import Container, Menu, configuration, describe, fields_of, option_of
 from specdecode.policy.past import lost_today
@@ -211,7 +211,7 @@ def analysing(c: Change) -> Step:
         relief=target is not None and c.o.estimates.relieved_by(target),
         leaves_own=c.o.is_own(c.rollout.source) and not goes_back,
         goes_back=goes_back,
-        to_be_proven=c.rollout.reason != Reason.OVERLOADED,
+        to_be_proven=c.rollout.reason not in GETS_TO_RUN,
     )
     if verdict is None:
         if c.late:

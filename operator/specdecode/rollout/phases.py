@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from specdecode.api.v1alpha1 import Outcome, RolloutPhase
 from specdecode.policy.brakes import may_act
 from specdecode.policy.clock import seconds_of, text_of
-from specdecode.policy.decision import PROBES, Decision, Reason
+from specdecode.policy.decision import GETS_TO_RUN, PROBES, Decision
 from specdecode.policy.live import can_be_live, wanted
 from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import Container, Menu, marked, option_of, same, unmarked, with_fields
@@ -146,7 +146,7 @@ class _Roll(Change):
         o, r, pods = self.o, self.rollout, len(self.baseline)
         if not o.policy.rollout.allow_unavailable:
             return "free a GPU, or set spec.rollout.allowUnavailable"
-        if o.estimates.running is None or pods < 2 or r.reason == Reason.OVERLOADED:
+        if o.estimates.running is None or pods < 2 or r.reason in GETS_TO_RUN:
             return None
         if not can_spare_one(o, pods, r.target.profile):
             return "without one pod the others could not carry the load"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from specdecode.api.v1alpha1 import HistoryEntry, Outcome
+from specdecode.api.v1alpha1 import Configuration, HistoryEntry, Outcome
 from specdecode.model.loads import BUCKET, LoadHistory
 from specdecode.policy.brakes import changes_exhausted, cooling_down, may_act, too_few_requests
 from specdecode.policy.decision import Decision, Reason
@@ -42,6 +42,38 @@ def test_rest_follows_a_change() -> None:
     assert d.change and d.held_back is not None
     assert d.held_back[0] is Reason.COOLING_DOWN
     assert not may_act(observation(), d)
+
+
+def turns(*ended: float) -> tuple[HistoryEntry, ...]:
+    """N-gram was promoted an hour before each of these, so long before now, when speculation was switched off again."""
+    off = Configuration(profile="disabled")
+    back = Configuration(profile="ngram")
+    pairs = ((entry(ago=t, source=back, target="disabled"), entry(ago=t + 3600, source=off)) for t in ended)
+    return tuple(h for pair in pairs for h in pair)
+
+
+@pytest.mark.parametrize(
+    ("history", "held"),
+    [
+        (turns(1.9 * 3600), True),
+        (turns(2.1 * 3600), False),
+        (turns(3.9 * 3600, 7 * 3600), True),
+        (turns(4.1 * 3600, 7 * 3600), False),
+        (turns(7.9 * 3600, 10 * 3600, 13 * 3600), True),
+    ],
+    ids=["two hours", "and no longer", "four hours the second time", "and no longer than that", "eight the third time"],
+)
+def test_what_was_soon_taken_back_rests_for_hours_and_twice_as_long_each_time(
+    history: tuple[HistoryEntry, ...], held: bool
+) -> None:
+    """What makes it pay comes and goes faster than pods can be changed for it."""
+    o = observation(policy=spec(rollout={"maxChangesPerDay": 20}), history=history)
+    wanted = Decision(Reason.CHEAPER_PROFILE, "", option(menu(spec()), "ngram"), change=True)
+    for urgent in (False, True):
+        brake = cooling_down(o, replace(wanted, urgent=urgent))
+        assert (brake is not None and brake[0] is Reason.COOLING_DOWN) is held
+    own = replace(o, menu=menu(spec(), rendered(menu(spec()), "ngram")))
+    assert cooling_down(own, wanted) is None, "what the manifest says comes back when it pays"
 
 
 @pytest.mark.parametrize(("failures", "factor"), [(0, 1), (1, 2), (2, 4), (3, 8), (9, 16)])

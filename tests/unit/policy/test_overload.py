@@ -9,9 +9,10 @@ import pytest
 from specdecode.api.v1alpha1 import Configuration, Outcome
 from specdecode.model.knowledge import Knowledge
 from specdecode.model.loads import BUCKET, DAY, LoadHistory
+from specdecode.policy.back_to_own import OWN_MAY_LOSE
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Reason
-from specdecode.policy.gates import OWN_MAY_LOSE, decide
+from specdecode.policy.gates import decide
 from specdecode.policy.observation import Observation
 from specdecode.policy.past import fell_behind
 from specdecode.rollout.ending import Ending

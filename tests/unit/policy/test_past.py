@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from specdecode.api.v1alpha1 import Outcome
+from specdecode.api.v1alpha1 import Configuration, HistoryEntry, Outcome
 from specdecode.model.loads import BUCKET, DAY, LoadHistory
 from specdecode.policy.decision import Reason
 from specdecode.policy.gates import PROBE_EVERY, decide
-from specdecode.policy.past import MEASURED, backoff, lost_today
+from specdecode.policy.past import MEASURED, SHORT_LIVED, backoff, lost_today, taken_back
 from specdecode.rollout.ending import Ending
 from support.decisions import (
     UNLIKELY,
@@ -42,6 +42,36 @@ def test_todays_lost_canaries_are_counted_whatever_the_load_was() -> None:
     assert lost_today(observation(history=ended), "ngram") == 2, "until one that succeeded"
     assert lost_today(observation(history=(*ended[:4], slower(DAY + 60))), "ngram") == 2, "of today"
     assert lost_today(observation(history=ended), "disabled") == 0
+
+
+def there_and_back(*ended: float, lasted: float = 3600.0) -> tuple[HistoryEntry, ...]:
+    """N-gram was promoted, and replaced so long after that; the ways back ended so long before now, newest first."""
+    history: list[HistoryEntry] = []
+    for ago in ended:
+        history.append(entry(ago=ago, source=Configuration(profile="ngram"), target="disabled"))
+        history.append(entry(ago=ago + lasted + 60))
+    return tuple(history)
+
+
+@pytest.mark.parametrize(
+    ("history", "times"),
+    [
+        (there_and_back(600.0), 1),
+        (there_and_back(600.0, 9000.0), 2),
+        (there_and_back(600.0, DAY), 1),
+        (there_and_back(600.0, lasted=1.1 * SHORT_LIVED), 0),
+        (there_and_back(600.0)[:1], 0),
+        ((entry(Outcome.FAILED, source=Configuration(profile="ngram"), target="disabled"), entry(ago=3600.0)), 0),
+    ],
+    ids=["once", "twice", "once today", "after hours", "it was there before", "it stayed"],
+)
+def test_what_was_soon_replaced_each_time_that_it_was_promoted_is_counted(
+    history: tuple[HistoryEntry, ...], times: int
+) -> None:
+    o = observation(history=history)
+    ended = taken_back(o, "ngram")
+    assert len(ended) == times and ended == sorted(ended, reverse=True)
+    assert taken_back(o, "draft") == []
 
 
 A_WHILE_AGO = 0.75 * PROBE_EVERY

@@ -18,7 +18,7 @@ from specdecode.api.v1alpha1 import (
 )
 from specdecode.model.loads import BUCKET, LoadHistory
 from specdecode.policy.clock import text_of
-from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.decision import GETS_TO_RUN, Decision, Reason
 from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import fields_of, fingerprint, same
 from specdecode.rollout.clearing import cleared
@@ -224,8 +224,9 @@ def test_in_a_burst_no_pod_is_given_up() -> None:
     assert rollout is not None and not rollout.give_up_one
 
 
-def test_pods_that_fall_behind_for_long_may_lose_one_to_what_the_user_chose() -> None:
-    rollout = no_room(0.9, 0.8, reason=Reason.OVERLOADED).rollout
+@pytest.mark.parametrize("reason", GETS_TO_RUN)
+def test_pods_that_fall_behind_may_lose_one_to_what_the_user_chose(reason: Reason) -> None:
+    rollout = no_room(0.9, 0.8, reason=reason).rollout
     assert rollout is not None and rollout.give_up_one
 
 
@@ -349,11 +350,11 @@ def test_a_gain_too_small_is_taken_back() -> None:
     [(1.1, RolloutPhase.PROMOTING), (1.5, RolloutPhase.ROLLING_BACK)],
     ids=["by a tenth", "by half"],
 )
-def test_what_the_user_chose_gets_to_run_under_overload_though_its_canary_is_slower(
-    slower: float, phase: RolloutPhase
+@pytest.mark.parametrize("reason", GETS_TO_RUN)
+def test_what_the_user_chose_gets_to_run_for_what_users_got_though_its_canary_is_slower(
+    reason: Reason, slower: float, phase: RolloutPhase
 ) -> None:
-    fallen_behind = {"reason": Reason.OVERLOADED.value, "required_gain": -0.25}
-    step = analysed(0.02 * 4.75 * slower, rollout=fallen_behind)
+    step = analysed(0.02 * 4.75 * slower, rollout={"reason": reason.value, "required_gain": -0.25})
     assert step.rollout is not None and step.rollout.phase is phase
     worth_it = analysed(0.02 * 4.75 * slower).rollout
     assert worth_it is not None and worth_it.phase is RolloutPhase.ROLLING_BACK

@@ -1,0 +1,90 @@
+"""Back to what the user's own manifest says, where that was seen to be better, or nothing can show that it is not.
+
+These gates go by what users got, not by what is predicted, and their canary has to work, not to win: measured beside
+pods that are overloaded, with one pod more than there will be, it tells little.
+"""
+
+from __future__ import annotations
+
+from specdecode.api.quantities import format_duration
+from specdecode.api.v1alpha1 import Mode
+from specdecode.model.cost import Option
+from specdecode.policy.behind import BEHIND_FOR, carries, long_behind
+from specdecode.policy.decision import Decision, Reason
+from specdecode.policy.guards import breaks_tpot_limit
+from specdecode.policy.observation import Observation
+from specdecode.policy.options import describe
+from specdecode.policy.past import fell_behind
+from specdecode.policy.track_record import was_slower
+
+OWN_MAY_LOSE = 0.25
+"""By how much slower its canary may be, which has little to do."""
+
+
+def overloaded_by_ours(o: Observation) -> Decision | None:
+    """The pods have long fallen behind with what the user did not choose, and what they did choose is expected to carry
+    more, or nobody knows: a canary, one pod more, cannot tell, so it gets to run."""
+    e, pair = o.estimates, _ours_and_theirs(o)
+    if pair is None:
+        return None
+    active, own = pair
+    would = e.predictions.get(own.profile)
+    if would is None or not (e.own_is_untried or e.makes_room(own.profile)):
+        return None
+    # That its KV cache would be as full is no objection: requests wait for room in this one.
+    if breaks_tpot_limit(o, own) or fell_behind(o, own.profile):
+        return None
+    carried = carries(o)
+    if carried is None or not long_behind(o):
+        return None
+    if would.capacity is not None and would.capacity.high < carried:
+        return None
+    more = f"nobody has seen what {describe(own)} carries" if e.own_is_untried else f"{describe(own)} carries more"
+    return _gets_to_run(
+        o,
+        own,
+        Reason.OVERLOADED,
+        f"the pods have fallen behind with {describe(active)} for {format_duration(BEHIND_FOR)}, and {more}, which"
+        " the manifest asks for: it gets to run",
+    )
+
+
+def manifest_was_faster(o: Observation) -> Decision | None:
+    """With what runs, users got slower tokens than with what they chose themselves, at no more load: bursts, a hot spot
+    or other traffic, which its canary did not meet."""
+    pair = _ours_and_theirs(o)
+    if pair is None:
+        return None
+    active, own = pair
+    seen = was_slower(o, active.profile)
+    if seen is None or own.profile not in o.estimates.predictions:
+        return None
+    ours, theirs = seen
+    lasted = format_duration(round(ours.seconds / 60) * 60)
+    return _gets_to_run(
+        o,
+        own,
+        Reason.MANIFEST_WAS_FASTER,
+        f"over {lasted} of service with {describe(active)} a token took {ours.tpot * 1e3:.1f} ms, at"
+        f" {ours.load:.0f} tokens/s per pod; with {describe(own)}, which the manifest asks for, it took"
+        f" {theirs.tpot * 1e3:.1f} ms at {theirs.load:.0f}: it gets to run",
+    )
+
+
+def _ours_and_theirs(o: Observation) -> tuple[Option, Option] | None:
+    """What runs and what the manifest says, where that is something else, and changes are made at all."""
+    if o.policy.mode is not Mode.AUTO or o.active is None or o.own is None or o.is_own(o.active):
+        return None
+    return o.active, o.own
+
+
+def _gets_to_run(o: Observation, own: Option, reason: Reason, message: str) -> Decision:
+    return Decision(
+        reason,
+        message,
+        own,
+        change=True,
+        gain=o.estimates.gain(own),
+        required_gain=-OWN_MAY_LOSE,
+        urgent=True,
+    )
