@@ -52,6 +52,11 @@ class LoadHistory:
         known = self._known(start, end)
         return sum(known) / len(known) if known else None
 
+    def crowded(self, start: float, end: float) -> float | None:
+        """The same as the mean token met it: busy buckets weigh more; None where nothing was asked for."""
+        known = self._known(start, end)
+        return sum(load**2 for load in known) / sum(known) if any(known) else None
+
     def _known(self, start: float, end: float) -> list[float]:
         first, last = (int(t // BUCKET) - self.first for t in (start, end))
         return [load for load in self.tokens_per_second[max(0, first) : max(0, last + 1)] if load >= 0]

@@ -9,7 +9,9 @@ from __future__ import annotations
 from specdecode.api.quantities import format_duration
 from specdecode.api.v1alpha1 import Mode
 from specdecode.model.cost import Option
+from specdecode.model.loads import DAY
 from specdecode.policy.behind import BEHIND_FOR, carries, long_behind
+from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.guards import breaks_tpot_limit
 from specdecode.policy.observation import Observation
@@ -50,13 +52,15 @@ def overloaded_by_ours(o: Observation) -> Decision | None:
 
 
 def manifest_was_faster(o: Observation) -> Decision | None:
-    """With what runs, users got slower tokens than with what they chose themselves, at no more load: bursts, a hot spot
+    """Since it runs, users got slower tokens than with what they chose themselves, at no more load: bursts, a hot spot
     or other traffic, which its canary did not meet."""
     pair = _ours_and_theirs(o)
     if pair is None:
         return None
     active, own = pair
-    seen = was_slower(o, active.profile)
+    last = o.last_success
+    since = max(o.now - DAY, seconds_of(last.finished_at) if last is not None else 0.0)
+    seen = was_slower(o, active.profile, since)
     if seen is None or own.profile not in o.estimates.predictions:
         return None
     ours, theirs = seen

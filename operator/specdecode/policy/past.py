@@ -113,7 +113,7 @@ def taken_back(o: Observation, profile: str) -> list[float]:
 
 def was_worse(o: Observation, profile: str) -> str | None:
     """What users got with a profile today that speaks against it, whatever is predicted."""
-    if (slower := was_slower(o, profile)) is not None:
+    if (slower := was_slower(o, profile, o.now - DAY)) is not None:
         ours, theirs = (f"{service.tpot * 1e3:.1f} ms" for service in slower)
         return f"a token took {ours} with it, and {theirs} with what the manifest says, at no less load"
     return fell_behind(o, profile)

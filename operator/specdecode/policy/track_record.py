@@ -17,25 +17,25 @@ LOST = 120.0
 minutes."""
 AS_MUCH = 0.97
 """Share of a load that is as good as all of it."""
-ELSEWHERE = 1.5
+ELSEWHERE = 1.1
 """Factor by which the load must have been higher for the record to tell nothing of now."""
 ANOTHER_KIND = 1.25
 """Factor in the mean length of prompts from which requests are not the same."""
 
 
-def was_slower(o: Observation, profile: str) -> tuple[Service, Service] | None:
-    """What users got in the last hour with a profile, and with what the manifest says when that was asked for as much,
-    where that was faster; None where that cannot be said, or is not of loads like those of now.
+def was_slower(o: Observation, profile: str, since: float) -> tuple[Service, Service] | None:
+    """What users got in the last hour of a profile after a time, and with what the manifest says when that was asked
+    for as much, where that was faster; None where that cannot be said, or is not of loads like those of now.
 
     Nothing is concluded from a load that the manifest's own was not seen to serve: more is slower with anything.
     """
-    own, load = o.own, o.loads.mean(o.now - HOUR, o.now)
-    other = _service(o, profile)
+    own, load = o.own, o.loads.crowded(o.now - HOUR, o.now)
+    other = _service(o, profile, since)
     if own is None or own.profile == profile or other is None or other.seconds < LEAST:
         return None
     if load is None or load / o.serving < other.load / ELSEWHERE:
         return None
-    manifest = _service(o, own.profile, AS_MUCH * other.load)
+    manifest = _service(o, own.profile, o.now - DAY, AS_MUCH * other.load)
     if manifest is None:
         return None
     if abs(math.log((1 + other.prompt_length) / (1 + manifest.prompt_length))) > math.log(ANOTHER_KIND):
@@ -45,6 +45,6 @@ def was_slower(o: Observation, profile: str) -> tuple[Service, Service] | None:
     return other, manifest
 
 
-def _service(o: Observation, profile: str, least_load: float = 0.0) -> Service | None:
+def _service(o: Observation, profile: str, since: float, least_load: float = 0.0) -> Service | None:
     known = o.knowledge.get(profile)
-    return latest(known.service, o.now - DAY, least_load) if known is not None else None
+    return latest(known.service, since, least_load) if known is not None else None

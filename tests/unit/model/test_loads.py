@@ -23,6 +23,14 @@ def test_loads_of_one_bucket_are_averaged_by_their_time() -> None:
     assert history.at(NOW + 1) == history.at(NOW + BUCKET - 1) == pytest.approx(325.0)
 
 
+def test_the_mean_token_meets_more_load_than_there_is_on_average() -> None:
+    history = EMPTY.add(NOW, 100.0, 300.0).add(NOW + BUCKET, 300.0, 300.0)
+    assert history.mean(NOW, NOW + BUCKET) == pytest.approx(200.0)
+    assert history.crowded(NOW, NOW + BUCKET) == pytest.approx((100**2 + 300**2) / 400)
+    assert history.crowded(NOW - DAY, NOW - 1) is None
+    assert EMPTY.add(NOW, 0.0, 300.0).crowded(NOW, NOW + 1) is None
+
+
 def test_each_bucket_begins_anew() -> None:
     history = EMPTY.add(NOW, 100.0, 300.0).add(NOW + BUCKET, 200.0, 5.0)
     assert history.tokens_per_second == (100.0, 200.0)

@@ -9,7 +9,7 @@ import pytest
 from specdecode.api.v1alpha1 import Configuration, Outcome
 from specdecode.model.knowledge import Knowledge
 from specdecode.model.loads import BUCKET, DAY, LoadHistory
-from specdecode.model.service import Glance, HalfHour, add
+from specdecode.model.service import HALF_HOUR, Glance, HalfHour, add
 from specdecode.policy.back_to_own import OWN_MAY_LOSE
 from specdecode.policy.brakes import changes_exhausted
 from specdecode.policy.decision import Reason
@@ -70,7 +70,8 @@ FAST, SLOW = record(0.020, ago=7200.0), record(0.030)
         (with_record((), FAST), False),
         (with_record(SLOW, record(0.020, ago=1.1 * DAY)), False),
         (with_record(SLOW, record(0.020, ago=7200.0, prompt=200.0)), False),
-        (with_record(SLOW, FAST, asked=LOAD / 2), False),
+        (with_record(SLOW, FAST, asked=LOAD / 1.05), True),
+        (with_record(SLOW, FAST, asked=LOAD / 1.2), False),
     ],
     ids=[
         "by half",
@@ -87,16 +88,17 @@ FAST, SLOW = record(0.020, ago=7200.0), record(0.030)
         "what runs has only begun",
         "that was yesterday",
         "requests were of another kind",
+        "the load of now is hardly less",
         "the load of now is another",
     ],
 )
 def test_what_does_worse_than_what_the_manifest_says_at_no_more_load_is_told(o: Observation, slower: bool) -> None:
-    assert (was_slower(o, "disabled") is not None) is slower
+    assert (was_slower(o, "disabled", NOW - DAY) is not None) is slower
 
 
 def test_a_quiet_hour_of_what_the_manifest_says_does_not_hide_a_busy_one() -> None:
     busy, quiet = record(0.020, ago=7200.0), record(0.010, load=50.0, seconds=1800.0, ago=3600.0)
-    found = was_slower(with_record(SLOW, (*busy, *quiet)), "disabled")
+    found = was_slower(with_record(SLOW, (*busy, *quiet)), "disabled", NOW - DAY)
     assert found is not None and found[1].tpot == pytest.approx(0.020)
 
 
@@ -106,6 +108,15 @@ def test_what_the_manifest_says_gets_to_run_where_users_were_better_off_with_it(
     assert d.target is not None and d.target.profile == "ngram" and d.required_gain == -OWN_MAY_LOSE
     assert "over 1h of service with disabled a token took 30.0 ms, at 400 tokens/s per pod" in d.message
     assert "with ngram, which the manifest asks for, it took 20.0 ms at 400" in d.message
+
+
+def test_what_ran_before_the_last_change_is_not_held_against_what_runs() -> None:
+    """It may be another schedule, or the same at another time of day."""
+    o = with_record(SLOW, FAST)
+    changed = entry(ago=600.0, source=Configuration(profile="ngram"), target="disabled")
+    assert decide(replace(o, history=(changed,))).reason is Reason.MANIFEST_WAS_FASTER, "a part of this half hour"
+    before = record(0.030, ago=2 * HALF_HOUR)
+    assert decide(replace(with_record(before, FAST), history=(changed,))).reason is not Reason.MANIFEST_WAS_FASTER
 
 
 def test_what_the_manifest_says_is_not_held_against_itself() -> None:
