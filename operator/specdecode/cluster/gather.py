@@ -16,7 +16,7 @@ from specdecode.model.cost import Option
 from specdecode.model.window import Window
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.live import by_file, by_report
-from specdecode.policy.observation import Observation, Obstacle, Pod, Problem, Workload
+from specdecode.policy.observation import Observation, Obstacle, Pod, Problem, Workload, empty_window
 from specdecode.policy.options import Container, Menu, fingerprint, option_of, same, with_fields
 from specdecode.vllm.command import Server, find_container, read
 from specdecode.vllm.effective import Told, read_text
@@ -152,8 +152,7 @@ class Gatherer:
             if p["status"].get("podIP") and _ready(p)
         }
         scrapes = await self._scraper.scrape({uid: server + spec.metrics.path for uid, server in servers.items()})
-        keep = max(spec.metrics.window, spec.rollout.analysis.longest + spec.rollout.analysis.warmup)
-        limit = int(keep / spec.metrics.interval) + 2
+        empty = empty_window(spec)
         known = {p["metadata"]["uid"]: p for p in pods}
         self._windows = {uid: w for uid, w in self._windows.items() if uid in known}
         self._versions = {uid: v for uid, v in self._versions.items() if uid in known}
@@ -164,9 +163,9 @@ class Gatherer:
         now = self._clock()
         for uid, scrape in scrapes.items():
             if scrape.page is not None:
-                window = self._windows.get(uid) or Window(keep, limit)
+                window = self._windows.get(uid) or empty
                 if window.readings and _in_force(window.readings[-1].page) != _in_force(scrape.page):
-                    window = Window(keep, limit)  # what it did by another schedule says nothing of this one
+                    window = empty  # what it did by another schedule says nothing of this one
                 self._windows[uid] = window.add(scrape.page, now)
         return scrapes
 

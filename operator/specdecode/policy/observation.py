@@ -28,6 +28,13 @@ from specdecode.vllm.live_schedule import ScheduleReport
 from specdecode.vllm.startup import Diagnosis
 
 
+def empty_window(policy: SpecDecodePolicySpec) -> Window:
+    """For the readings of one pod, as far back as estimates or the longest analysis look."""
+    rules = policy.rollout.analysis
+    keep = max(policy.metrics.window, rules.longest + rules.warmup)
+    return Window(keep, int(keep / policy.metrics.interval) + 2)
+
+
 @dataclass(frozen=True)
 class Pod:
     """One pod of the workload, as Kubernetes and its own metrics page show it."""

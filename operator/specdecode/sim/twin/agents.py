@@ -12,7 +12,7 @@ from specdecode.model.window import Window
 from specdecode.policy.decision import Decision
 from specdecode.policy.estimating import Modeller, estimate
 from specdecode.policy.gates import decide
-from specdecode.policy.observation import Observation, Pod, Workload
+from specdecode.policy.observation import Observation, Pod, Workload, empty_window
 from specdecode.policy.options import option_of
 from specdecode.rollout.patch import patch
 from specdecode.rollout.phases import advance
@@ -74,8 +74,7 @@ class Operator:
         policy = scenario.policy
         self.interval = policy.metrics.interval
         self._policy, self._watch = policy, watch
-        keep = max(policy.metrics.window, policy.rollout.analysis.longest + policy.rollout.analysis.warmup)
-        self._empty = Window(keep, int(keep / policy.metrics.interval) + 2)
+        self._empty = empty_window(policy)
         self._windows: dict[VirtualPod, Window] = {}
         self._carried: Mapping[str, Any] = {}
         self._modeller = Modeller()
