@@ -31,7 +31,7 @@ from specdecode.policy.guards import (
 )
 from specdecode.policy.observation import AT_THE_LIMIT, Observation
 from specdecode.policy.options import configuration, describe
-from specdecode.policy.outlook import worth_of_trying
+from specdecode.policy.outlook import Outlook, worth_of_trying
 from specdecode.policy.past import backoff, last_failed, last_tried, was_worse
 from specdecode.policy.spare import cannot_go_back, cannot_spare_much, one_is_given_up, waits_for_room
 
@@ -180,24 +180,35 @@ def a_change_pays(o: Observation) -> Decision | None:
         gain, outlook = o.estimates.gain(option), o.estimates.outlooks.get(option.profile)
         if gain is None or outlook is None:
             continue
-        # What waits for a pod to be spared was found to be worth it: when it gains more, none can be.
-        waits = waits_for_room(o, option)
-        pays = gain.value >= 0 if waits else gain.value >= _least_gain(o, option) and outlook.benefit > 0
-        if not pays or not _admissible(o, option):
+        if not _pays(o, option, gain, outlook) or not _admissible(o, option):
             continue
         if best is None or outlook.benefit > best[0]:
             best = outlook.benefit, option, gain
     return None if best is None else _change_to(o, best[1], best[2])
 
 
+def _pays(o: Observation, option: Option, gain: Estimate, outlook: Outlook) -> bool:
+    if waits_for_room(o, option):
+        # It was found to be worth it: when it gains more, no pod can be spared.
+        return gain.value >= 0
+    # What the manifest says, where it is surely faster, is owed to the user whatever it costs.
+    return _is_owed(o, option, gain) or (gain.value >= _least_gain(o, option) and outlook.benefit > 0)
+
+
+def _is_owed(o: Observation, option: Option, gain: Estimate) -> bool:
+    return _goes_back(o, option) and gain.low > 0
+
+
 def _change_to(o: Observation, option: Option, gain: Estimate) -> Decision:
     prediction, outlook = o.estimates.predictions[option.profile], o.estimates.outlooks[option.profile]
-    sure = gain.low > 0
+    sure, owed = gain.low > 0, _is_owed(o, option, gain)
     text = (
         f"{describe(option)} is expected to need {prediction.tpot.value * 1e3:.1f} ms per token,"
         f" {_percent(gain)} faster"
     )
-    if outlook.payback is not None:
+    if owed:
+        text += ", and is what the manifest asks for"
+    elif outlook.payback is not None:
         lasts, paid = (format_duration(round(t / 60) * 60) for t in (outlook.duration, outlook.payback))
         text += f", paid back after {paid}; loads like this are expected to last {lasts} more"
     reason = Reason.CHEAPER_PROFILE if sure else Reason.WORTH_A_CANARY
@@ -213,7 +224,7 @@ def _change_to(o: Observation, option: Option, gain: Estimate) -> Decision:
         gain=gain,
         required_gain=0.0 if waits_for_room(o, option) else _least_gain(o, option),
         protect_tail=_needs_review(o, option),
-        urgent=o.estimates.relieved_by(option),
+        urgent=owed or o.estimates.relieved_by(option),
     )
 
 
@@ -365,9 +376,14 @@ def _is_other(o: Observation, option: Option) -> bool:
 def _least_gain(o: Observation, option: Option) -> float:
     """What a change must gain to be worth it: to switch off half as much, for speculation has to earn its place; to go
     back to what the manifest says nothing, for that needs no reason."""
-    if o.is_own(option) and not o.is_own(o.active):
+    if _goes_back(o, option):
         return 0.0
     return o.policy.objective.minimum_gain * (1.0 if option.speculation is not None else 0.5)
+
+
+def _goes_back(o: Observation, option: Option) -> bool:
+    """Whether that is back to what the manifest says."""
+    return o.is_own(option) and not o.is_own(o.active)
 
 
 def _admissible(o: Observation, option: Option) -> bool:

@@ -244,6 +244,27 @@ def test_speculation_has_to_earn_its_place_so_half_the_gain_is_enough_to_switch_
     assert not off or found.required_gain == (0.0 if own == "disabled" else 0.025)
 
 
+@pytest.mark.parametrize(
+    ("own", "spread", "wanted"),
+    [("disabled", 1.05, True), ("disabled", 2.0, False), ("ngram", 1.05, False)],
+    ids=["surely faster", "perhaps", "not what the manifest says"],
+)
+def test_what_the_manifest_says_comes_back_at_once_where_it_is_surely_faster(
+    own: str, spread: float, wanted: bool
+) -> None:
+    """Users would have been better off without us: it need not be paid back, nor wait for the cool-down."""
+    changed = entry(ago=300.0, source=Configuration(profile="disabled"))
+    o = running_ngram(acceptance=0.75, batch=4.0, history=(changed,))
+    o = replace(o, menu=menu(o.policy, rendered(menu(o.policy), own)))
+    here = o.estimates.modelled
+    assert here is not None
+    here, costs = replace(here, headroom=9.0), replace(expecting(1.0).estimates.outlooks["ngram"], benefit=-1.0)
+    predictions = {"ngram": here, "disabled": faster(here, 1.5, spread)}
+    d = decide(unable(o, modelled=here, running=here, predictions=predictions, outlooks={"disabled": costs}))
+    assert (d.change and d.held_back is None) is wanted
+    assert not wanted or ("is what the manifest asks for" in d.message and "paid back" not in d.message)
+
+
 def test_a_better_threshold_is_a_reason_of_its_own() -> None:
     o = running_ngram(acceptance=0.75, batch=4.0)
     assert o.active is not None and o.active.speculation is not None and o.estimates.modelled is not None
