@@ -144,6 +144,16 @@ class BandStatus(ApiModel):
     )
 
 
+class ServiceStatus(ApiModel):
+    """What users got while all pods ran a profile."""
+
+    time_per_output_token: float = Field(description="Mean TPOT in seconds, over the tokens.")
+    tokens_per_second: float = Field(
+        description="Output tokens per second and pod that were asked for, as the mean token met it."
+    )
+    seconds: float = Field(description="Seconds of service that this is of.")
+
+
 class ProfileStatus(ApiModel):
     """What is known about one profile on this workload, and what is predicted of it at today's load."""
 
@@ -153,6 +163,9 @@ class ProfileStatus(ApiModel):
     accepted_length: float | None = Field(None, description="Mean acceptance length, when last measured.")
     tokens_per_step: float | None = Field(None, description="Tokens that a request got per engine step.")
     time_per_output_token: float | None = Field(None, description="Measured mean TPOT in seconds.")
+    in_service: ServiceStatus | None = Field(
+        None, description="What users got while all pods ran it, queues included: the last hour of that within a day."
+    )
     predicted: Interval | None = Field(None, description="Predicted TPOT in seconds at today's load.")
     headroom: Interval | None = Field(
         None, description="Capacity over today's load; below 1 the profile cannot carry it."

@@ -21,6 +21,7 @@ from specdecode.api.v1alpha1 import (
     Outcome,
     ProfileStatus,
     RolloutStatus,
+    ServiceStatus,
     SpecDecodePolicySpec,
     SpecDecodePolicyStatus,
     TurningPointStatus,
@@ -294,7 +295,16 @@ def _notes(s: SpecDecodePolicyStatus) -> str:
     lines = ["* runs, > would run; in brackets: 90 % intervals"]
     if scheduled:
         lines.append(f"predicted as {'; '.join(scheduled)}")
+    served = [f"{p.name} {_served(p.in_service)}" for p in s.profiles if p.in_service is not None]
+    if served:
+        lines.append(f"users got, while it ran: {'; '.join(served)}")
     return "\n".join(lines)
+
+
+def _served(service: ServiceStatus) -> str:
+    lasted = format_duration(max(60, round(service.seconds / 60) * 60))
+    tpot = milliseconds(service.time_per_output_token)
+    return f"{tpot} a token at {number(service.tokens_per_second)} tokens/s per pod, over {lasted}"
 
 
 def _history(entries: list[HistoryEntry], now: float) -> Table:

@@ -22,6 +22,7 @@ from specdecode.api.v1alpha1 import (
     ProfileStatus,
     Recommendation,
     RolloutPhase,
+    ServiceStatus,
     SpecDecodePolicyStatus,
     Summary,
     TurningPointStatus,
@@ -30,6 +31,8 @@ from specdecode.controller.conditions import NO_TROUBLES, Troubles, condition, c
 from specdecode.model.cost import CostModel, OfferedLoad, Prediction
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Knowledge
+from specdecode.model.loads import DAY
+from specdecode.model.service import latest
 from specdecode.policy.clock import seconds_of, text_of
 from specdecode.policy.decision import Decision
 from specdecode.policy.estimating import bounds
@@ -273,11 +276,23 @@ def _profile(name: str, known: Knowledge | None, o: Observation) -> ProfileStatu
         accepted_length=figure(known.accepted_length),
         tokens_per_step=figure(known.tokens_per_step) if known.measured_at is not None else None,
         time_per_output_token=figure(known.tpot_seconds),
+        in_service=_in_service(known, o.now),
         predicted=interval(prediction.tpot) if prediction else None,
         headroom=_headroom(prediction, o.estimates.load) if prediction else None,
         band=_band(o, name),
         schedule=form.schedule if form else [],
         disable_by_batch_size=form.disable_by_batch_size if form else None,
+    )
+
+
+def _in_service(known: Knowledge, now: float) -> ServiceStatus | None:
+    service = latest(known.service, now - DAY)
+    if service is None:
+        return None
+    return ServiceStatus(
+        time_per_output_token=_digits(service.tpot),
+        tokens_per_second=_digits(service.load),
+        seconds=round(service.seconds),
     )
 
 

@@ -18,6 +18,7 @@ from specdecode.api.v1alpha1 import (
     ObservationStatus,
     ProfileStatus,
     Recommendation,
+    ServiceStatus,
     SpecDecodePolicyStatus,
     TurningPointStatus,
 )
@@ -79,6 +80,14 @@ def told(profiles: list[ProfileStatus] = PROFILES, width: int = WIDTH, **recomme
     out = io.StringIO()
     Console(file=out, width=width).print(status.explanation("serving/chat", spec(), s, NOW + 20))
     return out.getvalue()
+
+
+def test_what_users_got_is_told_below_the_profiles() -> None:
+    served = ServiceStatus(time_per_output_token=0.0312, tokens_per_second=402.0, seconds=3570.0)
+    ngram, draft, off = PROFILES
+    assert "users got" not in told()
+    text = told([ngram.model_copy(update={"in_service": served}), draft, off])
+    assert "users got, while it ran: ngram 31.2 ms a token at 402 tokens/s per pod, over 1h" in " ".join(text.split())
 
 
 def line(text: str, start: str) -> str:

@@ -17,13 +17,16 @@ from specdecode.api.v1alpha1 import (
     HistoryEntry,
     Outcome,
     RolloutPhase,
+    ServiceStatus,
     SpecDecodePolicyStatus,
 )
 from specdecode.controller.conditions import Troubles
 from specdecode.controller.loop import merge_patch
 from specdecode.controller.report import PROFILES, REFRESH_TICKS, Notice, notices, report
 from specdecode.model.knowledge import Knowledge, StepTime
+from specdecode.model.loads import DAY
 from specdecode.model.memory import Trouble, Unusable
+from specdecode.model.service import Glance, add
 from specdecode.model.window import Window
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import Decision, Reason
@@ -282,6 +285,15 @@ def test_profiles_that_are_gone_are_not_told_of() -> None:
     known = Knowledge(measured_at=NOW)
     status = report(replace(looking(), knowledge={"ngram": known, "gone": known}), HOLD, Step(), EMPTY)
     assert [p.name for p in status.profiles] == ["ngram", "disabled"]
+
+
+def test_what_users_got_is_told_of_the_profiles_that_ran_today() -> None:
+    seen = Glance(400.0, 390.0, 0.03124, 100.0)
+    today, yesterday = (Knowledge(service=add((), t, 1800.0, seen)) for t in (NOW, NOW - 1.1 * DAY))
+    o = replace(looking(), knowledge={"ngram": today, "disabled": yesterday})
+    ngram, off = report(o, HOLD, Step(), EMPTY).profiles
+    assert ngram.in_service == ServiceStatus(time_per_output_token=0.0312, tokens_per_second=400.0, seconds=1800.0)
+    assert off.in_service is None
 
 
 def test_while_the_workload_is_away_what_is_known_is_told_of() -> None:
