@@ -38,12 +38,21 @@ def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     if not d.urgent or failures(tries(o, profile)):
         # What failed in a burst, or after one, says little about pods that have long fallen behind.
         until = max(until, last_tried(o, profile) + cooldown * (1 if relief else backoff(o, profile)))
-    back = taken_back(o, profile)
-    if back and not relief and not o.is_own(d.target) and o.active is not None and o.active.profile != profile:
-        until = max(until, back[0] + SHORT_LIVED * 2 ** (len(back) - 1))
-    if o.now >= until:
+    rests = _rests_for_having_been_taken_back(o, d) if not relief else -math.inf
+    if o.now >= max(until, rests):
         return None
-    return Reason.COOLING_DOWN, f"resting after the last change for {format_duration(round(until - o.now))} more"
+    why = "after the last change" if until >= rests else f"as {profile} was soon replaced when it was promoted today,"
+    lasts = format_duration(round(max(until, rests) - o.now))
+    return Reason.COOLING_DOWN, f"resting {why} for {lasts} more"
+
+
+def _rests_for_having_been_taken_back(o: Observation, d: Decision) -> float:
+    """Unix seconds until which a change waits to what the manifest does not say and was soon replaced whenever it was
+    promoted: as long as it should have lasted, twice as long for each time more."""
+    if d.target is None or o.is_own(d.target) or o.active is None or o.active.profile == d.target.profile:
+        return -math.inf
+    ended = taken_back(o, d.target.profile)
+    return ended[0] + SHORT_LIVED * o.policy.rollout.cooldown * 2 ** (len(ended) - 1) if ended else -math.inf
 
 
 def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:

@@ -24,8 +24,8 @@ it, up to as much again."""
 LOAD_TURNED = 1.5
 """Factor in load from which an earlier failure proves nothing."""
 HOUR = 3600.0
-SHORT_LIVED = 2 * HOUR
-"""Seconds for which a change must at least have been right."""
+SHORT_LIVED = 4
+"""Cool-downs for which a change must at least have been right."""
 TRAFFIC_TURNED = 0.3
 """Change of log(E - 1) from which the traffic is another."""
 COMPARED = frozenset({"Slower", "TailWorse", "GainTooSmall", "NotSure"})
@@ -103,12 +103,13 @@ def fell_behind(o: Observation, profile: str) -> str | None:
 
 def taken_back(o: Observation, profile: str) -> list[float]:
     """When a profile was replaced today soon after it was promoted, in Unix seconds, the last first: what makes it pay
-    comes and goes faster than it can be changed for."""
+    comes and goes faster than pods can be changed for it."""
+    soon = SHORT_LIVED * o.policy.rollout.cooldown
     made = [h for h in o.history if h.outcome is Outcome.SUCCESSFUL and h.source.profile != h.target.profile]
     began = [seconds_of(h.finished_at) for h in made if h.target.profile == profile]
     ended = [h for h in made if h.source.profile == profile and seconds_of(h.finished_at) > o.now - DAY]
-    soon = [h for h in ended if any(0 <= seconds_of(h.started_at) - t < SHORT_LIVED for t in began)]
-    return [seconds_of(h.finished_at) for h in soon]
+    short = [h for h in ended if any(0 <= seconds_of(h.started_at) - t < soon for t in began)]
+    return [seconds_of(h.finished_at) for h in short]
 
 
 def was_worse(o: Observation, profile: str) -> str | None:

@@ -72,6 +72,7 @@ def test_what_was_soon_taken_back_rests_for_hours_and_twice_as_long_each_time(
     for urgent in (False, True):
         brake = cooling_down(o, replace(wanted, urgent=urgent))
         assert (brake is not None and brake[0] is Reason.COOLING_DOWN) is held
+        assert brake is None or "as ngram was soon replaced when it was promoted today, for" in brake[1]
     own = replace(o, menu=menu(spec(), rendered(menu(spec()), "ngram")))
     assert cooling_down(own, wanted) is None, "what the manifest says comes back when it pays"
 

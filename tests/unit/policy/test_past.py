@@ -20,7 +20,7 @@ from support.decisions import (
     slower,
     unable,
 )
-from support.world import NOW, observation
+from support.world import NOW, observation, spec
 
 
 @pytest.mark.parametrize(("untold", "factor"), [(1, 1), (2, 2), (4, 4), (9, 16)])
@@ -44,6 +44,9 @@ def test_todays_lost_canaries_are_counted_whatever_the_load_was() -> None:
     assert lost_today(observation(history=ended), "disabled") == 0
 
 
+COOLDOWN = spec().rollout.cooldown
+
+
 def there_and_back(*ended: float, lasted: float = 3600.0) -> tuple[HistoryEntry, ...]:
     """N-gram was promoted, and replaced so long after that; the ways back ended so long before now, newest first."""
     history: list[HistoryEntry] = []
@@ -59,7 +62,7 @@ def there_and_back(*ended: float, lasted: float = 3600.0) -> tuple[HistoryEntry,
         (there_and_back(600.0), 1),
         (there_and_back(600.0, 9000.0), 2),
         (there_and_back(600.0, DAY), 1),
-        (there_and_back(600.0, lasted=1.1 * SHORT_LIVED), 0),
+        (there_and_back(600.0, lasted=1.1 * SHORT_LIVED * COOLDOWN), 0),
         (there_and_back(600.0)[:1], 0),
         ((entry(Outcome.FAILED, source=Configuration(profile="ngram"), target="disabled"), entry(ago=3600.0)), 0),
     ],
