@@ -395,8 +395,8 @@ class _Here:
         if self.o.is_own(option):
             # What the user chose has nothing to prove: the model's word only speaks for it.
             return float(np.clip(whole - shared, 0.0, most))
-        # It alone never promotes other drafts: it may only take away from what was measured of them.
-        return float(np.clip(whole - shared, -most, 0.0))
+        # It alone never promotes other drafts (`rollout.comparison`).
+        return float(np.clip(whole - shared, -most, most))
 
     def steepness(self, option: Option) -> float:
         """By which power of the load TPOT grows with an option, from two thirds of the load of now on."""

@@ -200,6 +200,7 @@ def analysing(c: Change) -> Step:
         correction=correction,
         steepness=steepness,
         in_place=c.rollout.give_up_one,
+        speaks_for_what_won=not goes_back and target is not None and target.speculation is not None,
     )
     verdict = judge(
         comparison,

@@ -126,13 +126,16 @@ def compare(
     correction: float = 0.0,
     steepness: float = 0.0,
     in_place: bool = False,
+    speaks_for_what_won: bool = False,
 ) -> Comparison:
     """Compares the pods from `since` (Unix seconds) on; where there is no baseline, with `before`, the figure of the
     whole workload before the change, at a load of `asked_before` tokens/s.
 
     `correction` is added to the log of the ratio as far as it is borne out: what the model says of the load after a
-    promotion, where a pod more takes a part of it now. `steepness`: the power of the load by which TPOT grows, where a
-    canary with less of it than the others is not to win by that (traffic is not dealt out evenly everywhere).
+    promotion, where a pod more takes a part of it now. With `speaks_for_what_won` it speaks only for a canary that is
+    surely faster without it, and as far as the baseline became faster: more than that cannot be lost again, whatever
+    the target costs. `steepness`: the power of the load by which TPOT grows, where a canary with less of it than the
+    others is not to win by that (traffic is not dealt out evenly everywhere).
     `in_place`: the canary took the place of a baseline pod, and while it started the others had to do its work.
     """
     ours, everyone = ([p.window.since(since) for p in pods] for pods in (canaries, baseline))
@@ -153,8 +156,7 @@ def compare(
     if correction > LARGEST_CORRECTION:
         correction = min(correction, max(LARGEST_CORRECTION, _relief(found, before, asked_before)))
     share = max(found.share_asked, 1 / UNEQUAL_LOAD)
-    if share < EVEN:
-        correction += steepness * math.log(share)
+    handicap = steepness * math.log(share) if share < EVEN else 0.0
     # As many pods as before at the same load: what makes the baseline slower than it was is a backlog.
     usual = before if in_place and before and _as_before(found, asked_before) else math.inf
     ratios = []
@@ -164,8 +166,13 @@ def compare(
         canary = _over(start, end, figure, ours)
         other = _over(start, end, figure, theirs) if baseline else before
         if canary and other:
-            ratios.append(math.log(min(other, usual) / canary) + correction)
-    return replace(found, gain=_gain(ratios), blocks=len(ratios), correction=correction)
+            ratios.append(math.log(min(other, usual) / canary) + handicap)
+    if correction > 0 and speaks_for_what_won:
+        shown = _gain(ratios)
+        won = shown is not None and shown.low > 0
+        correction = min(correction, max(0.0, _relief(found, before, asked_before))) if won else 0.0
+    gain = _gain([ratio + correction for ratio in ratios])
+    return replace(found, gain=gain, blocks=len(ratios), correction=handicap + correction)
 
 
 def _relief(c: Comparison, before: float | None, asked_before: float | None) -> float:

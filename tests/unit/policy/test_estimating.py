@@ -24,6 +24,7 @@ from specdecode.policy.estimating import (
     AGEING,
     DEFAULT_GRAPH_LIMIT,
     DEFAULT_MAX_NUM_SEQS,
+    LARGEST_CORRECTION,
     USUAL_START,
     Evidence,
     Modeller,
@@ -568,7 +569,7 @@ FEWER_DRAFTS: dict[str, tuple[Option, Option, bool]] = {
 
 
 @pytest.mark.parametrize("case", FEWER_DRAFTS)
-def test_the_model_may_promote_only_what_drafts_no_more_than_what_runs(case: str) -> None:
+def test_the_models_word_for_what_drafts_more_than_what_runs_is_bounded(case: str) -> None:
     """A canary takes a part of the load, and may stay below the batch size from which it differs."""
     active, target, may = FEWER_DRAFTS[case]
 
@@ -582,7 +583,7 @@ def test_the_model_may_promote_only_what_drafts_no_more_than_what_runs(case: str
     assert begun is not None
     analysing = begun.model_copy(update={"phase": RolloutPhase.ANALYSING})
     corrections = estimate(replace(o, rollout=analysing), lambda _: Cliff()).estimates.load_corrections
-    assert corrections == {target.profile: pytest.approx(3.0 * math.log(4 / 3) if may else 0.0)}
+    assert corrections == {target.profile: pytest.approx(3.0 * math.log(4 / 3) if may else LARGEST_CORRECTION)}
 
 
 @pytest.mark.parametrize(("version", "asked"), [("0.24.0", ["schedule"]), ("0.12.0", [])])

@@ -90,9 +90,8 @@ def test_the_correction_is_what_the_model_says_of_the_two_loads(replicas: int, s
     assert o.estimates.load_corrections["disabled"] == 0.0, "what runs is not corrected"
 
 
-@pytest.mark.parametrize(("slope", "correction"), [(3.0, -LARGEST_CORRECTION), (-3.0, 0.0), (0.0, 0.0)])
-def test_the_correction_is_bounded_and_never_speaks_for_drafts(slope: float, correction: float) -> None:
-    """The model's word alone promotes none."""
+@pytest.mark.parametrize(("slope", "correction"), [(3.0, -LARGEST_CORRECTION), (-3.0, LARGEST_CORRECTION), (0.0, 0.0)])
+def test_the_correction_is_bounded(slope: float, correction: float) -> None:
     o = serving(2, Crossing(LOAD, slope))
     assert o.estimates.load_corrections["ngram"] == pytest.approx(correction)
 
@@ -186,11 +185,11 @@ def test_a_gain_that_is_still_one_at_the_whole_load_is_promoted() -> None:
 
 
 def test_what_would_gain_more_with_the_load_must_have_shown_enough_without() -> None:
-    """A mixture of experts gains most at middle batch sizes: that is the model's word, and not measured."""
+    """A mixture of experts gains most at middle batch sizes: that is the model's word, and not measured. What runs did
+    not become faster when the canary came."""
     small, enough = (analysed(serving(2, Crossing(LOAD, -0.15)), 0.04 / gain) for gain in (1.01, 1.06))
     assert small.rollout is not None and enough.rollout is not None
-    assert small.rollout.load_correction == 0.0
-    assert small.rollout.outcome_reason == "GainTooSmall"
+    assert small.rollout.outcome_reason == "GainTooSmall" and "of it for the load" not in small.rollout.message
     assert enough.rollout.phase is RolloutPhase.PROMOTING
 
 
@@ -258,6 +257,28 @@ def test_what_the_model_says_of_the_whole_load_counts_as_far_as_the_baseline_fel
     """Near the limit of the pods one more makes all of them fast, and hides what is wrong with what runs."""
     now = compare((canary(0.02),), old(2), NOW - 55, NOW, None).wanted
     found = compare((canary(0.02),), old(2), NOW - 55, NOW, before, asked_before=asked and asked * now, correction=0.3)
+    assert found.correction == pytest.approx(believed, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("step", "before", "believed"),
+    [(0.036, 0.04, 0.3), (0.036, 0.022, math.log(1.1)), (0.036, 0.018, 0.0), (0.036, None, 0.0), (0.044, 0.04, 0.0)],
+    ids=[
+        "the baseline is twice as fast since",
+        "a tenth faster",
+        "slower",
+        "nobody knows how fast it was",
+        "but the canary is slower",
+    ],
+)
+def test_for_drafts_it_counts_where_they_won_and_as_far_as_the_baseline_became_faster(
+    step: float, before: float | None, believed: float
+) -> None:
+    """What the baseline would lose again with the canary's share of the load is measured; what the canary would lose is
+    not, and is less than nothing at best."""
+    pods = (canary(step),), old(2)
+    now = compare(*pods, NOW - 55, NOW, None).wanted
+    found = compare(*pods, NOW - 55, NOW, before, asked_before=now, correction=0.3, speaks_for_what_won=True)
     assert found.correction == pytest.approx(believed, abs=1e-3)
 
 
