@@ -20,8 +20,9 @@ from specdecode.model.knowledge import Knowledge
 from specdecode.model.loads import LoadHistory
 
 FORMAT: Final = 1
-MAX_BYTES = 128 * 1024
-"""Of the text. The API server takes 1 MiB (k8s.io/api/core/v1, MaxSecretSize), for a whole ConfigMap."""
+MAX_BYTES = 256 * 1024
+"""Of the text: sixteen profiles of which all is known take 180 KiB. The API server takes 1 MiB (k8s.io/api/core/v1,
+MaxSecretSize), for a whole ConfigMap."""
 
 DIGITS = 5
 """Significant digits that are kept. The whole part is kept in any case: times are Unix seconds."""

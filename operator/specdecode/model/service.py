@@ -96,12 +96,12 @@ def latest(record: Sequence[HalfHour], since: float, least_load: float = 0.0) ->
             break
         if half_hour.load >= least_load:
             taken.append(half_hour)
-    asked, served = sum(h.asked for h in taken), sum(h.served for h in taken)
-    if not asked or not served:
+    asked, served, felt = (sum(getattr(h, name) for h in taken) for name in ("asked", "served", "felt"))
+    if asked < 1 or served < 1 or not felt:
         return None
     return Service(
         seconds=sum(h.seconds for h in taken),
         load=sum(h.crowd for h in taken) / asked,
-        tpot=sum(h.felt for h in taken) / served,
+        tpot=felt / served,
         prompt_length=sum(h.prompts for h in taken) / served,
     )

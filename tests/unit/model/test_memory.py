@@ -12,8 +12,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specdecode.model.knowledge import Knowledge
+from specdecode.controller.report import PROFILES
+from specdecode.model.knowledge import (
+    MAX_LATENCIES,
+    MAX_RESIDUALS,
+    MAX_STEP_TIMES,
+    Ageing,
+    Drafts,
+    Knowledge,
+    Latencies,
+    Residual,
+    RunningMean,
+    StepTime,
+)
+from specdecode.model.loads import KEPT as LOADS_KEPT
+from specdecode.model.loads import LoadHistory
 from specdecode.model.memory import DIGITS, FORMAT, MAX_BYTES, Memory, Trouble, Unusable, dump, load
+from specdecode.model.service import KEPT, HalfHour
 from support.world import menu, observation, option, spec, traffic
 
 LEARNT = Memory(
@@ -82,6 +97,25 @@ def test_times_are_kept_to_the_second() -> None:
     back = load(dump(Memory({"ngram": Knowledge(measured_at=1_800_000_123.4)})))
     assert isinstance(back, Memory)
     assert back.profiles["ngram"].measured_at == 1_800_000_123.0
+
+
+def test_all_that_can_be_known_of_all_profiles_that_there_can_be_is_not_too_long() -> None:
+    number, at = 12_345.6789, 1_800_000_000.0
+    round_ = RunningMean(number, number, 30.0, at)
+    known = Knowledge(
+        measured_at=at,
+        learnt_at=at,
+        acceptance=(0.12345,) * 4,
+        drafts=Drafts(0.98765, (0.71234,) * 16, at, number, number, number, number, ("n" * 63, number)),
+        step_times=(StepTime(number, number, number, number, number, number, 16, at, number),) * MAX_STEP_TIMES,
+        latencies=(Latencies(number, number, number, number, number, number, at),) * MAX_LATENCIES,
+        ageing=Ageing((round_,) * 6, round_),
+        residuals=(Residual(number, 0.12345, at, number),) * MAX_RESIDUALS,
+        service=(HalfHour(1_000_000, 1800.0, 1e6 / 7, 1e9 / 7, 1e6 / 7, 1e5 / 7, 1e9 / 7),) * KEPT,
+    )
+    loads = LoadHistory(6_000_000, (number,) * LOADS_KEPT, 300.0)
+    memory = Memory({f"{i:063}": known for i in range(PROFILES)}, loads)
+    assert isinstance(load(dump(memory)), Memory)
 
 
 def test_a_memory_that_would_be_too_long_is_not_written() -> None:

@@ -27,6 +27,7 @@ def at(load: float, tpot: float, prompt_length: float = 100.0) -> Glance:
 def test_nothing_is_known_before_the_first_look() -> None:
     assert latest((), NOW) is None
     assert latest(served((1.0, 60.0, at(0.0, 0.02))), NOW) is None, "nothing was served"
+    assert latest((HalfHour(int(NOW // HALF_HOUR), 60.0, 1e4, 1e6, 1e4),), NOW) is None, "no record of ours"
 
 
 def test_each_token_weighs_the_same() -> None:
