@@ -14,7 +14,17 @@ from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import GETS_TO_RUN, PROBES, Decision, Reason
 from specdecode.policy.live import can_be_live
 from specdecode.policy.observation import Observation
-from specdecode.policy.past import HOUR, SHORT_LIVED, UNTOLD, backoff, failures, last_tried, taken_back, tries
+from specdecode.policy.past import (
+    HOUR,
+    SHORT_LIVED,
+    UNTOLD,
+    backoff,
+    failures,
+    given_up_in_vain,
+    last_tried,
+    taken_back,
+    tries,
+)
 from specdecode.policy.spare import NO_CAPACITY, one_is_given_up
 
 Brake = Callable[[Observation, Decision], tuple[Reason, str] | None]
@@ -38,12 +48,21 @@ def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     if not d.urgent or failures(tries(o, profile)):
         # What failed in a burst, or after one, says little about pods that have long fallen behind.
         until = max(until, last_tried(o, profile) + cooldown * (1 if relief else backoff(o, profile)))
+    vain = given_up_in_vain(o, profile)
+    if len(vain) >= MOST_IN_VAIN and d.reason not in GETS_TO_RUN:
+        lasts = format_duration(round(min(vain) + DAY - o.now))
+        why = f"a pod was given up for {len(vain)} canaries of {profile} today, and they told nothing"
+        return Reason.COOLING_DOWN, f"{why}: resting for {lasts} more"
     rests = _rests_for_having_been_taken_back(o, d) if not relief else -math.inf
     if o.now >= max(until, rests):
         return None
     why = "after the last change" if until >= rests else f"as {profile} was soon replaced when it was promoted today,"
     lasts = format_duration(round(max(until, rests) - o.now))
     return Reason.COOLING_DOWN, f"resting {why} for {lasts} more"
+
+
+MOST_IN_VAIN = 2
+"""Canaries of a profile in a day that may tell nothing where a pod is given up for each: users miss it."""
 
 
 def _rests_for_having_been_taken_back(o: Observation, d: Decision) -> float:

@@ -112,6 +112,14 @@ def taken_back(o: Observation, profile: str) -> list[float]:
     return [seconds_of(h.finished_at) for h in short]
 
 
+def given_up_in_vain(o: Observation, profile: str) -> list[float]:
+    """When a canary of a profile ended today for which a pod was given up and which told nothing, in Unix seconds."""
+    told_nothing = (
+        h for h in o.history if h.target.profile == profile and h.give_up_one and h.outcome_reason in UNTOLD
+    )
+    return [t for h in told_nothing if (t := seconds_of(h.finished_at)) > o.now - DAY]
+
+
 def was_worse(o: Observation, profile: str) -> str | None:
     """What users got with a profile today that speaks against it, whatever is predicted."""
     if (slower := was_slower(o, profile, o.now - DAY)) is not None:

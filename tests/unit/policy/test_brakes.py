@@ -77,6 +77,28 @@ def test_what_was_soon_taken_back_rests_for_hours_and_twice_as_long_each_time(
     assert cooling_down(own, wanted) is None, "what the manifest says comes back when it pays"
 
 
+@pytest.mark.parametrize(
+    ("count", "given_up", "ending", "ago", "held"),
+    [
+        (2, True, Ending.UNEQUAL_LOAD, 6 * 3600.0, True),
+        (1, True, Ending.UNEQUAL_LOAD, 6 * 3600.0, False),
+        (2, False, Ending.UNEQUAL_LOAD, 6 * 3600.0, False),
+        (2, True, Ending.UNEQUAL_LOAD, 25 * 3600.0, False),
+        (2, True, Ending.SLOWER, 6 * 3600.0, False),
+    ],
+    ids=["twice", "once", "one pod more", "yesterday", "they told something"],
+)
+def test_no_third_pod_is_given_up_for_what_cannot_be_told(
+    count: int, given_up: bool, ending: Ending, ago: float, held: bool
+) -> None:
+    """However urgent it is: the others do its work, and fall behind for that."""
+    tried = entry(Outcome.INCONCLUSIVE, ago=ago, outcome_reason=ending, give_up_one=given_up)
+    o = observation(history=(tried,) * count)
+    wanted = Decision(Reason.ACCEPTANCE_BELOW_FLOOR, "", option(menu(spec()), "ngram"), change=True, urgent=True)
+    brake = cooling_down(o, wanted)
+    assert (brake is not None and "they told nothing: resting for" in brake[1]) is held
+
+
 @pytest.mark.parametrize(("failures", "factor"), [(0, 1), (1, 2), (2, 4), (3, 8), (9, 16)])
 def test_rest_doubles_with_each_failure(failures: int, factor: int) -> None:
     failed = [entry(Outcome.FAILED) for _ in range(failures)]
