@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 BUCKET = 300.0
 """Seconds."""
+HOUR = 3600.0
 DAY = 86_400.0
 KEPT = int(2 * DAY / BUCKET)
 """Buckets kept: yesterday's day and today's."""

@@ -158,6 +158,11 @@ class Measurement:
     request_steps: float | None = None
     """Decode steps summed over requests: each inter-token latency is one."""
 
+    @property
+    def tpot_of_steps(self) -> float | None:
+        """T / E: mean seconds per output token by the steps themselves, where TPOT speaks of requests that ended."""
+        return self.step_seconds / self.tokens_per_step if self.step_seconds and self.tokens_per_step else None
+
 
 def measure(before: Page, after: Page, seconds: float) -> Measurement | Unmeasured:
     """What a pod did between two pages read `seconds` apart."""

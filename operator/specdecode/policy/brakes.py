@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from specdecode.api.quantities import format_duration
 from specdecode.api.v1alpha1 import Mode, Outcome
-from specdecode.model.loads import DAY
+from specdecode.model.loads import DAY, HOUR
 from specdecode.policy.ageing import restarts_are_rationed
 from specdecode.policy.behind import long_behind, may_fall_behind
 from specdecode.policy.clock import seconds_of
@@ -15,7 +15,6 @@ from specdecode.policy.decision import GETS_TO_RUN, PROBES, Decision, Reason
 from specdecode.policy.live import can_be_live
 from specdecode.policy.observation import Observation
 from specdecode.policy.past import (
-    HOUR,
     SHORT_LIVED,
     UNTOLD,
     backoff,
@@ -53,7 +52,7 @@ def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
         lasts = format_duration(round(min(vain) + DAY - o.now))
         why = f"a pod was given up for {len(vain)} canaries of {profile} today, and they told nothing"
         return Reason.COOLING_DOWN, f"{why}: resting for {lasts} more"
-    rests = _rests_for_having_been_taken_back(o, d) if not relief else -math.inf
+    rests = -math.inf if relief or o.is_own(d.target) else _rests_for_having_been_taken_back(o, profile)
     if o.now >= max(until, rests):
         return None
     why = "after the last change" if until >= rests else f"as {profile} was soon replaced when it was promoted today,"
@@ -65,13 +64,13 @@ MOST_IN_VAIN = 2
 """Canaries of a profile in a day that may tell nothing where a pod is given up for each: users miss it."""
 
 
-def _rests_for_having_been_taken_back(o: Observation, d: Decision) -> float:
-    """Unix seconds until which a change waits to what the manifest does not say and was soon replaced whenever it was
-    promoted: as long as it should have lasted, twice as long for each time more."""
-    if d.target is None or o.is_own(d.target) or o.active is None or o.active.profile == d.target.profile:
+def _rests_for_having_been_taken_back(o: Observation, profile: str) -> float:
+    """Unix seconds until which a profile waits that does not run and was soon replaced whenever it was promoted: as
+    long as it should have lasted, twice as long for each time more."""
+    ended = taken_back(o, profile)
+    if not ended or o.active is None or o.active.profile == profile:
         return -math.inf
-    ended = taken_back(o, d.target.profile)
-    return ended[0] + SHORT_LIVED * o.policy.rollout.cooldown * 2 ** (len(ended) - 1) if ended else -math.inf
+    return ended[0] + SHORT_LIVED * o.policy.rollout.cooldown * 2.0 ** (len(ended) - 1)
 
 
 def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:

@@ -152,10 +152,10 @@ MINIMUM_REQUEST_STEPS = 200
 def model_misfits(o: Observation) -> Decision | None:
     """The model does not explain what is measured: what it says of other options is worth nothing then."""
     m, modelled = o.estimates.measured, o.estimates.modelled
-    if m is None or modelled is None or not m.step_seconds or not m.tokens_per_step:
-        return None
     # Of the steps themselves: TPOT is observed when requests finish, and speaks of what was.
-    seen = m.step_seconds / m.tokens_per_step
+    seen = m.tpot_of_steps if m is not None else None
+    if seen is None or modelled is None:
+        return None
     if 1 / MISFIT < modelled.tpot.value / seen < MISFIT:
         return None
     return Decision(

@@ -208,8 +208,7 @@ def with_service(
     if o.history and o.now - seconds_of(o.history[0].finished_at) < o.policy.metrics.window:
         return knowledge
     # Of the steps, if it can be: requests that finish tell of the time that they took.
-    tpot = m.step_seconds / m.tokens_per_step if m.step_seconds and m.tokens_per_step else m.tpot_seconds
-    served = m.generation_tokens_per_second
+    tpot, served = m.tpot_of_steps or m.tpot_seconds, m.generation_tokens_per_second
     if not tpot or not served or m.output_length is None:
         return knowledge
     asked = max(0.0, served + math.fsum(map(queue_growth, windows)) * m.output_length)

@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from specdecode.api.quantities import format_duration
 from specdecode.api.v1alpha1 import HistoryEntry, Outcome
-from specdecode.model.loads import DAY
+from specdecode.model.loads import DAY, HOUR
 from specdecode.model.tokens import moved
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Reason
@@ -23,7 +23,6 @@ BACKLOG = 2.0
 it, up to as much again."""
 LOAD_TURNED = 1.5
 """Factor in load from which an earlier failure proves nothing."""
-HOUR = 3600.0
 SHORT_LIVED = 4
 """Cool-downs for which a change must at least have been right."""
 TRAFFIC_TURNED = 0.3

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import math
 
-from specdecode.model.loads import DAY
+from specdecode.model.loads import DAY, HOUR
 from specdecode.model.service import Service, latest
 from specdecode.policy.observation import Observation
 
-HOUR = 3600.0
 LEAST = 600.0
 """Seconds of service before anything is said of an option."""
 LOST = 120.0

@@ -153,8 +153,8 @@ def compare(
         wanted=_wanted([*ours, *everyone]),
         queue_of_before=_waiting(theirs) > max(FEW, QUEUED * _waiting(ours)),
     )
-    if correction > LARGEST_CORRECTION:
-        correction = min(correction, max(LARGEST_CORRECTION, _relief(found, before, asked_before)))
+    relief = max(0.0, _relief(found, before, asked_before))
+    correction = min(correction, relief if speaks_for_what_won else max(LARGEST_CORRECTION, relief))
     share = max(found.share_asked, 1 / UNEQUAL_LOAD)
     handicap = steepness * math.log(share) if share < EVEN else 0.0
     # As many pods as before at the same load: what makes the baseline slower than it was is a backlog.
@@ -169,8 +169,8 @@ def compare(
             ratios.append(math.log(min(other, usual) / canary) + handicap)
     if correction > 0 and speaks_for_what_won:
         shown = _gain(ratios)
-        won = shown is not None and shown.low > 0
-        correction = min(correction, max(0.0, _relief(found, before, asked_before))) if won else 0.0
+        if shown is None or shown.low <= 0:
+            correction = 0.0
     gain = _gain([ratio + correction for ratio in ratios])
     return replace(found, gain=gain, blocks=len(ratios), correction=handicap + correction)
 
@@ -260,9 +260,7 @@ def _of(figure: Figure, changes: Iterable[Change]) -> float | None:
     if value is not None or figure is not Figure.TPOT:
         return value
     has_metric = all(p.figures.tpot is not None for p in parts)
-    if has_metric or m.step_seconds is None or not m.tokens_per_step:
-        return None
-    return m.step_seconds / m.tokens_per_step
+    return None if has_metric else m.tpot_of_steps
 
 
 def _gain(ratios: list[float]) -> Estimate | None:
