@@ -208,7 +208,7 @@ def summary(judged: Sequence[Json], noises: Sequence[float]) -> Json:
         "allowed_noise": NOISE,
         "noise": {"scenarios": len(noises), "median": _middle(noises), "largest": round(max(noises, default=0.0), 5)},
         "changes_a_day_mean": round(statistics.fmean(j["changes"] for j in judged), 2),
-        "beyond_the_limit": sum(j["most_changes_in_a_day"] > j["limit"] for j in judged),
+        "beyond_the_limit": [j["name"] for j in judged if j["most_changes_in_a_day"] > j["limit"]],
         "stopped_by_the_limit": sum(j["exhausted"]["changes"] > 0 for j in judged),
         "restarts_stopped_by_theirs": sum(j["exhausted"]["restarts"] > 0 for j in judged),
         "interval_coverage": round(sum(j["covered"] for j in judged) / predictions, 4) if predictions else None,
@@ -240,7 +240,7 @@ def lines(found: Json) -> Iterator[str]:
         f" {found['noise']['largest']:.2%}, in {found['noise']['scenarios']} scenarios"
     )
     yield (
-        f"{found['changes_a_day_mean']} changes a day; {found['beyond_the_limit']} scenarios beyond the limit,"
+        f"{found['changes_a_day_mean']} changes a day; {len(found['beyond_the_limit'])} scenarios beyond the limit,"
         f" {found['stopped_by_the_limit']} stopped by it ({found['restarts_stopped_by_theirs']} in restarts)"
     )
     coverage = found["interval_coverage"]

@@ -38,11 +38,11 @@ from specdecode.policy.decision import Decision
 from specdecode.policy.estimating import bounds
 from specdecode.policy.observation import Observation
 from specdecode.policy.options import configuration, fields_of, fingerprint
+from specdecode.policy.past import remembered
 from specdecode.policy.turning import TurningPoint, turning_points
 from specdecode.rollout.live import published
 from specdecode.rollout.phases import Step
 
-HISTORY = 20
 PROFILES = 17
 """What the API's list takes."""
 REFRESH_TICKS = 4
@@ -160,7 +160,7 @@ _EVENTFUL = {
 def _status(
     o: Observation, d: Decision, step: Step, before: SpecDecodePolicyStatus, troubles: Troubles
 ) -> SpecDecodePolicyStatus:
-    history = [step.finished, *before.history][:HISTORY] if step.finished else before.history
+    history = remembered([step.finished, *before.history], o.now) if step.finished else before.history
     active = before.active if o.active is None else configuration(o.active)
     return before.model_copy(
         update={

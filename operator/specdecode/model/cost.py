@@ -25,6 +25,14 @@ class Option:
     speculation: Speculation | None
     """None: speculation is off."""
 
+    def drafts_no_more(self, other: Option) -> bool:
+        """Whether it asks for nothing that does not run already with another option: off, or a schedule with less of
+        the same drafts."""
+        ours, theirs = self.speculation, other.speculation
+        if ours is None or theirs is None:
+            return ours is None
+        return self.profile == other.profile and ours.drafts_no_more(theirs)
+
 
 @dataclass(frozen=True)
 class OfferedLoad:

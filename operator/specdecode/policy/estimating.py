@@ -387,7 +387,7 @@ class _Here:
         whole_load = 1.0 if self.o.rollout is None else (pods + 1) / pods
         asked = load.tokens_per_second * whole_load * np.array([1.0, pods / (pods + 1)])
         whole, shared = self.model.log_tpot(active, load, asked) - self.model.log_tpot(option, load, asked)
-        if _drafts_no_more(option, active):
+        if option.drafts_no_more(active):
             # How much of it is believed is told by the baseline, once it shares its load (`rollout.comparison`).
             return float(max(whole - shared, -LARGEST_CORRECTION))
         # The less the more pods share the load.
@@ -405,14 +405,6 @@ class _Here:
         asked = self.load.tokens_per_second * np.array([1 / LESS, 1.0])
         less, now = self.model.log_tpot(option, self.load, asked)
         return max(0.0, float(now - less) / math.log(LESS))
-
-
-def _drafts_no_more(option: Option, active: Option) -> bool:
-    """Whether an option asks for nothing that does not run already: off, or a schedule with less of the same drafts."""
-    ours, theirs = option.speculation, active.speculation
-    if ours is None or theirs is None:
-        return ours is None
-    return option.profile == active.profile and ours.drafts_no_more(theirs)
 
 
 def _corrected(o: Observation, menu: Menu, candidates: tuple[Option, ...]) -> tuple[Option, ...]:

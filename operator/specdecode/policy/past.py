@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 
 from specdecode.api.quantities import format_duration
@@ -13,7 +13,7 @@ from specdecode.model.tokens import moved
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Reason
 from specdecode.policy.observation import Observation
-from specdecode.policy.spare import NO_CAPACITY, can_spare_one
+from specdecode.policy.spare import NO_CAPACITY, cannot_spare_one
 from specdecode.policy.track_record import was_slower
 
 MAX_BACKOFF = 16
@@ -33,6 +33,22 @@ UNTOLD = frozenset({"UnequalLoad", "TooFewRequests"})
 """Endings of changes whose canary told nothing."""
 MEASURED = COMPARED | UNTOLD
 """Endings (`rollout.ending`) of changes that failed for what was measured, not because the profile does not run."""
+
+
+HISTORY = 20
+"""Changes that the history remembers."""
+
+
+def remembered(history: Sequence[HistoryEntry], now: float) -> list[HistoryEntry]:
+    """The history, newest first, without what it has no room for: the oldest, but of a day those that found no room
+    first. They changed nothing, and would push out what the limit of changes a day counts."""
+    kept = list(history)
+    while len(kept) > HISTORY:
+        oldest = kept[-1]
+        if seconds_of(oldest.started_at) > now - DAY:
+            oldest = next((h for h in reversed(kept) if h.outcome_reason == NO_CAPACITY), oldest)
+        kept.remove(oldest)
+    return kept
 
 
 def failures(history: Iterable[HistoryEntry]) -> int:
@@ -68,7 +84,7 @@ def tries(o: Observation, profile: str) -> Iterator[HistoryEntry]:
     Where a pod can be given up for a canary by now, those do not count that found no room."""
     turned = moved(o.knowledge, profile) > TRAFFIC_TURNED
     now = o.loads.at(o.now)
-    room = o.policy.rollout.allow_unavailable and can_spare_one(o, len(o.running(o.active)), profile)
+    room = o.policy.rollout.allow_unavailable and cannot_spare_one(o, len(o.running(o.active)), profile) is None
     for entry in o.history:
         if entry.target.profile != profile or entry.reason == Reason.RESTART_RESTORES:
             continue

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from specdecode.api.v1alpha1 import DISABLED
 from specdecode.model.cost import Option
 from specdecode.model.loads import DAY
+from specdecode.model.measure import Change
 from specdecode.policy.behind import long_behind
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.observation import AT_THE_LIMIT, Observation
@@ -17,6 +20,9 @@ AMPLE = 1.5
 """Headroom that the other pods must have before one is given up to find something out, or to turn something on."""
 MOST_OF_IT = 0.8
 """Headroom that the others must have without one pod to switch off: what waits meanwhile is soon worked off."""
+
+UNEQUAL_LOAD = 1.5
+"""Factor in load per pod between canary and baseline from which the one with less has it too easy to win."""
 
 
 def one_is_given_up(o: Observation, *, for_sure: bool = False) -> bool:
@@ -31,24 +37,34 @@ def one_is_given_up(o: Observation, *, for_sure: bool = False) -> bool:
     return full and not (for_sure and o.now - seconds_of(last.finished_at) > LONG_AGO)
 
 
-def can_spare_one(o: Observation, pods: int, profile: str) -> bool:
-    """Whether one of so many pods may be given up for a change to a profile: the others carry the load without it.
-    Where they have long fallen behind as it is, the change may be the way out (a burst is over before a canary has
-    started); and to switch off, most of the load will do for the time that pods start, if that is paid back (for sure,
-    where the user chose what runs) and all of it is carried afterwards."""
+def cannot_spare_one(o: Observation, pods: int, profile: str) -> str | None:
+    """Why none of so many pods may be given up for a change to a profile: a canary in its place would tell nothing, or
+    the others could not carry the load without it. Where they have long fallen behind as it is, the change may be the
+    way out (a burst is over before a canary has started); and to switch off, most of the load will do for the time that
+    pods start, if that is paid back (for sure, where the user chose what runs) and all of it is carried afterwards."""
     e = o.estimates
     here, option = e.running, e.candidate(profile)
+    too_few = "without one pod the others could not carry the load"
     if here is None:
-        return False
+        return too_few
+    if _none_serves_as_much_as_another(o):
+        return "no two pods get a like load, and a canary in the place of one could be held against none of the others"
     without = here.headroom_without_one(pods)
     if without > AT_THE_LIMIT:
-        return True
+        return None
     if option is None or profile not in e.predictions:
-        return False
+        return too_few
     if e.overloaded:
-        return long_behind(o) and e.relieved_by(option)
+        return None if long_behind(o) and e.relieved_by(option) else too_few
     carried = without > MOST_OF_IT and e.predictions[profile].headroom > max(AT_THE_LIMIT, here.headroom)
-    return profile == DISABLED and carried and _is_paid_back(o, option)
+    return None if profile == DISABLED and carried and _is_paid_back(o, option) else too_few
+
+
+def _none_serves_as_much_as_another(o: Observation) -> bool:
+    """Whether the load is dealt out that unevenly."""
+    changes = (p.window.change for p in o.running(o.active))
+    paces = sorted(c.pace for c in changes if isinstance(c, Change))
+    return len(paces) > 1 and all(more > UNEQUAL_LOAD * less for less, more in pairwise(paces))
 
 
 def _is_paid_back(o: Observation, option: Option) -> bool:

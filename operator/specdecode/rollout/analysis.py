@@ -11,7 +11,8 @@ from specdecode.model.cost import Option
 from specdecode.model.estimate import Z90, Estimate
 from specdecode.policy.observation import Pod
 from specdecode.policy.options import describe
-from specdecode.rollout.comparison import EVEN, UNEQUAL_LOAD, Comparison, Figure
+from specdecode.policy.spare import UNEQUAL_LOAD
+from specdecode.rollout.comparison import EVEN, Comparison, Figure
 from specdecode.rollout.ending import Ending
 from specdecode.vllm.effective import shown_positions, shows_drafts
 

@@ -172,7 +172,7 @@ def analysing(c: Change) -> Step:
     if broken := c.broken(c.canaries):
         return c.roll_back(Outcome.FAILED, Ending.CANARY_CRASH_LOOPING, f"the canary failed under load: {broken}")
     canaries = tuple(p for p in c.canaries if p.ready)
-    target = option_of(c.rollout.target, c.menu)
+    source, target = (option_of(it, c.menu) for it in (c.rollout.source, c.rollout.target))
     if wrong := next((w for p in canaries if (w := in_force(p, target))), None):
         return c.roll_back(
             Outcome.FAILED, Ending.NOT_IN_FORCE, f"the canary does not run {c.rollout.target.profile}: {wrong}"
@@ -189,6 +189,7 @@ def analysing(c: Change) -> Step:
     steepness = c.o.estimates.steepness.get(c.rollout.target.profile, 0.0) if figure is Figure.TPOT else 0.0
     decided_at = c.o.loads.at(seconds_of(c.rollout.started_at))
     goes_back = c.o.is_own(c.rollout.target)
+    drafts_no_more = target is not None and source is not None and target.drafts_no_more(source)
     comparison = compare(
         canaries,
         c.baseline,
@@ -200,7 +201,7 @@ def analysing(c: Change) -> Step:
         correction=correction,
         steepness=steepness,
         in_place=c.rollout.give_up_one,
-        speaks_for_what_won=not goes_back and target is not None and target.speculation is not None,
+        speaks_for_what_won=not goes_back and not drafts_no_more,
     )
     verdict = judge(
         comparison,

@@ -17,14 +17,13 @@ from specdecode.model.measure import Change, Measurement, measurement
 from specdecode.model.window import Window, pods_together, queue_growth, queued
 from specdecode.policy.estimating import LARGEST_CORRECTION
 from specdecode.policy.observation import Pod
+from specdecode.policy.spare import UNEQUAL_LOAD
 
 BLOCKS = 10
 """Blocks that the time is cut into, fewer while there are fewer readings."""
 ENOUGH_BLOCKS = 4
 _T90 = {3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}
 """Half width of a 90 % interval in standard errors, by degrees of freedom (Student's t)."""
-UNEQUAL_LOAD = 1.5
-"""Factor in load per pod between canary and baseline from which the one with less has it too easy to win."""
 FILLS = 1.3
 """Factor by which the running requests on a canary grow from the middle third of the time to the last, beyond those on
 its baseline, from which it is still filling up: a fresh pod is fast until its batch is as large as it will be."""

@@ -24,7 +24,7 @@ from specdecode.policy.decision import GETS_TO_RUN, PROBES, Decision
 from specdecode.policy.live import can_be_live, wanted
 from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import Container, Menu, marked, option_of, same, unmarked, with_fields
-from specdecode.policy.spare import can_spare_one, cannot_go_back
+from specdecode.policy.spare import cannot_go_back, cannot_spare_one
 from specdecode.rollout import live
 from specdecode.rollout.analysis import in_force
 from specdecode.rollout.change import Change, because, begun
@@ -148,8 +148,8 @@ class _Roll(Change):
             return "free a GPU, or set spec.rollout.allowUnavailable"
         if o.estimates.running is None or pods < 2 or r.reason in GETS_TO_RUN:
             return None
-        if not can_spare_one(o, pods, r.target.profile):
-            return "without one pod the others could not carry the load"
+        if missed := cannot_spare_one(o, pods, r.target.profile):
+            return missed
         option = option_of(r.target, self.menu)
         turns_on = option is not None and option.speculation is not None and r.target.profile != r.source.profile
         if option is None or not (turns_on or r.reason in PROBES):

@@ -10,7 +10,7 @@ from specdecode.api.v1alpha1 import Configuration, HistoryEntry, Outcome
 from specdecode.model.loads import BUCKET, DAY, LoadHistory
 from specdecode.policy.decision import Reason
 from specdecode.policy.gates import PROBE_EVERY, decide
-from specdecode.policy.past import MEASURED, SHORT_LIVED, backoff, lost_today, taken_back
+from specdecode.policy.past import HISTORY, MEASURED, SHORT_LIVED, backoff, lost_today, remembered, taken_back
 from specdecode.rollout.ending import Ending
 from support.decisions import (
     UNLIKELY,
@@ -42,6 +42,33 @@ def test_todays_lost_canaries_are_counted_whatever_the_load_was() -> None:
     assert lost_today(observation(history=ended), "ngram") == 2, "until one that succeeded"
     assert lost_today(observation(history=(*ended[:4], slower(DAY + 60))), "ngram") == 2, "of today"
     assert lost_today(observation(history=ended), "disabled") == 0
+
+
+def no_room(ago: float) -> HistoryEntry:
+    return entry(Outcome.ERROR, ago=ago, outcome_reason=Ending.NO_CAPACITY)
+
+
+@pytest.mark.parametrize(
+    ("newest_first", "forgotten"),
+    [
+        ([entry(ago=60.0 * i) for i in range(HISTORY)], None),
+        ([entry(ago=60.0 * i) for i in range(HISTORY + 1)], HISTORY),
+        ([*(no_room(60.0 * i) for i in range(HISTORY)), entry(ago=0.9 * DAY)], HISTORY - 1),
+        ([*(no_room(60.0 * i) for i in range(HISTORY)), entry(ago=1.1 * DAY)], HISTORY),
+    ],
+    ids=[
+        "there is room for all",
+        "the oldest",
+        "of a day the oldest that changed nothing",
+        "what was a day ago counts no more",
+    ],
+)
+def test_the_history_forgets_last_what_the_limit_of_changes_counts(
+    newest_first: list[HistoryEntry], forgotten: int | None
+) -> None:
+    """Canaries that find no node are tried again all day, and would push out the changes that were made."""
+    kept = [h for i, h in enumerate(newest_first) if i != forgotten]
+    assert remembered(newest_first, NOW) == kept
 
 
 COOLDOWN = spec().rollout.cooldown

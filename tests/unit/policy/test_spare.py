@@ -15,7 +15,7 @@ from specdecode.policy.decision import Reason
 from specdecode.policy.gates import decide
 from specdecode.policy.observation import Observation
 from specdecode.policy.outlook import Outlook
-from specdecode.policy.spare import LONG_AGO, can_spare_one, one_is_given_up
+from specdecode.policy.spare import LONG_AGO, cannot_spare_one, one_is_given_up
 from specdecode.rollout.ending import Ending
 from support.decisions import (
     UNLIKELY,
@@ -24,7 +24,7 @@ from support.decisions import (
     running_ngram,
     unable,
 )
-from support.world import NOW, menu, observation, rendered, spec
+from support.world import NOW, menu, observation, option, pod, rendered, spec, traffic
 
 
 @pytest.mark.parametrize(("give_up_one", "probed"), [(False, True), (True, False)])
@@ -182,4 +182,29 @@ def test_to_switch_off_most_of_the_load_will_do_for_the_time_that_pods_start(
         outlooks={profile: Outlook(3600.0, kw.get("benefit", 100.0), 0.05, 600.0)},
     )
     own = menu(o.policy, rendered(menu(o.policy), kw.get("own", "disabled")))
-    assert can_spare_one(replace(o, menu=own), 3, profile) is spared
+    assert (cannot_spare_one(replace(o, menu=own), 3, profile) is None) is spared
+
+
+@pytest.mark.parametrize(
+    ("batches", "spared"),
+    [
+        ((8.0, 8.0), True),
+        ((8.0, 10.0), True),
+        ((8.0, 24.0), False),
+        ((8.0, 9.0, 24.0), True),
+        ((4.0, 8.0, 24.0), False),
+    ],
+    ids=["alike", "nearly", "three to one", "two of them alike", "all three differ"],
+)
+def test_no_pod_is_given_up_for_a_canary_that_could_be_held_against_none_of_the_others(
+    batches: tuple[float, ...], spared: bool
+) -> None:
+    """A canary with a third of the load has it too easy to win, one with three times as much proves nothing by losing;
+    and users miss the pod."""
+    active = option(menu(spec()), "disabled")
+    pods = tuple(pod(f"p{i}", "old", active, traffic(batch=batch)) for i, batch in enumerate(batches))
+    o = observation(pods=pods)
+    assert o.estimates.running is not None
+    o = unable(o, running=replace(o.estimates.running, headroom=5.0))
+    why = cannot_spare_one(o, len(pods), "ngram")
+    assert why is None if spared else why is not None and "held against none of the others" in why

@@ -24,6 +24,8 @@ from specdecode.rollout.analysis import judge
 from specdecode.rollout.comparison import Figure, compare, value_of
 from specdecode.rollout.ending import Ending
 from specdecode.rollout.phases import Step, advance
+from specdecode.vllm.unmanageable import Unmanageable
+from support.live import STARTED
 from support.world import NOW, menu, observation, option, pod, rendered, spec, traffic, workload
 
 MENU = menu(spec())
@@ -191,6 +193,33 @@ def test_what_would_gain_more_with_the_load_must_have_shown_enough_without() -> 
     assert small.rollout is not None and enough.rollout is not None
     assert small.rollout.outcome_reason == "GainTooSmall" and "of it for the load" not in small.rollout.message
     assert enough.rollout.phase is RolloutPhase.PROMOTING
+
+
+@pytest.mark.parametrize(("of_the_same", "counts"), [(True, True), (False, False)], ids=["less", "more"])
+def test_for_less_of_the_same_drafts_the_model_may_speak_as_for_none(of_the_same: bool, counts: bool) -> None:
+    """What they cost at the whole load is known of those that run. Of more, it takes a canary that has surely won."""
+    assert NGRAM.speculation is not None
+    less = replace(NGRAM, speculation=replace(NGRAM.speculation, schedule=STARTED))
+    active, target = (NGRAM, less) if of_the_same else (less, NGRAM)
+    was, is_to_be = (MENU.render(it) for it in (active, target))
+    assert not isinstance(was, Unmanageable) and not isinstance(is_to_be, Unmanageable)
+    old = tuple(pod(f"old-{i}", "old", active, traffic(acceptance=0.2)) for i in range(2))
+    before = observation(active=active, menu=MENU, pods=old, workload=workload(was, replicas=2))
+    begun = advance(before, Decision(Reason.BETTER_THRESHOLD, "it pays", target, change=True)).rollout
+    assert begun is not None and begun.target.profile == begun.source.profile == "ngram"
+    measured_since = text_of(NOW - 75)
+    phase = {"phase_started_at": measured_since, "canary_ready_at": measured_since, "load_correction": 0.1}
+    during = observation(
+        active=active,
+        menu=MENU,
+        pods=(*old, pod("new", "new", target, traffic(acceptance=0.2))),
+        workload=workload(is_to_be, revision="new", settled=False, replicas=2),
+        rollout=begun.model_copy(update={"phase": RolloutPhase.ANALYSING, **phase}),
+    )
+    during = replace(during, estimates=replace(during.estimates, load_corrections={}))
+    step = advance(during, Decision(Reason.CHANGE_IN_PROGRESS, "going on"))
+    assert step.rollout is not None and step.rollout.gain is not None
+    assert step.rollout.gain.value == pytest.approx(math.expm1(0.1 if counts else 0.0), abs=1e-3)
 
 
 def test_a_canary_in_the_place_of_another_pod_is_not_corrected() -> None:

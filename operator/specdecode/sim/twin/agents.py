@@ -14,6 +14,7 @@ from specdecode.policy.estimating import Modeller, estimate
 from specdecode.policy.gates import decide
 from specdecode.policy.observation import Observation, Pod, Workload, empty_window
 from specdecode.policy.options import option_of
+from specdecode.policy.past import remembered
 from specdecode.rollout.patch import patch
 from specdecode.rollout.phases import advance
 from specdecode.sim.twin.deployment import VirtualPod
@@ -22,9 +23,6 @@ from specdecode.sim.twin.service import Service
 
 START = 1_767_225_600.0
 """Unix seconds at which every scenario starts: 2026-01-01T00:00:00Z."""
-
-HISTORY = 20
-"""Changes that the operator's status remembers."""
 
 CARRIED = ("knowledge", "loads")
 """Fields of an observation that the next one starts from: what the operator remembers."""
@@ -99,7 +97,7 @@ class Operator:
         if step.rollout is not None and step.rollout.phase is RolloutPhase.ANALYSING:
             self.canary_pod_seconds += self.interval
         if step.finished is not None:
-            self.history = [step.finished, *self.history][:HISTORY]
+            self.history = remembered([step.finished, *self.history], o.now)
             self.changes.append(Change(step.finished, self._predicted.get(step.finished.id)))
         self._rollout = step.rollout
         self._carried = {name: getattr(o, name) for name in CARRIED}
