@@ -31,8 +31,7 @@ Brake = Callable[[Observation, Decision], tuple[Reason, str] | None]
 
 def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     """Rest after a change, longer for a profile whose last changes did not succeed. What is urgent waits for those
-    only; and one that was soon replaced each time that it was promoted waits for hours, but for what the manifest
-    says."""
+    only."""
     if not o.history or d.target is None:
         return None
     if d.reason is Reason.OVERLOADED and not any(
@@ -40,37 +39,45 @@ def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     ):
         # What a canary showed when there was less to do is what this does not go by.
         return None
-    profile, cooldown, relief = d.target.profile, o.policy.rollout.cooldown, _relieves(o, d)
+    profile, cooldown = d.target.profile, o.policy.rollout.cooldown
     until = -math.inf
     if not d.urgent:
         until = seconds_of(o.history[0].finished_at) + cooldown
     if not d.urgent or failures(tries(o, profile)):
         # What failed in a burst, or after one, says little about pods that have long fallen behind.
-        until = max(until, last_tried(o, profile) + cooldown * (1 if relief else backoff(o, profile)))
-    vain = given_up_in_vain(o, profile)
-    if len(vain) >= MOST_IN_VAIN and d.reason not in GETS_TO_RUN:
-        lasts = format_duration(round(min(vain) + DAY - o.now))
-        why = f"a pod was given up for {len(vain)} canaries of {profile} today, and they told nothing"
-        return Reason.COOLING_DOWN, f"{why}: resting for {lasts} more"
-    rests = -math.inf if relief or o.is_own(d.target) else _rests_for_having_been_taken_back(o, profile)
-    if o.now >= max(until, rests):
+        until = max(until, last_tried(o, profile) + cooldown * (1 if _relieves(o, d) else backoff(o, profile)))
+    return _rests(o, until, "resting after the last change")
+
+
+def never_lasts(o: Observation, d: Decision) -> tuple[Reason, str] | None:
+    """What was soon replaced each time that it was promoted waits for as long as it should have lasted, twice as long
+    for each time more, but for what the manifest says."""
+    if d.target is None or o.active is None or o.active.profile == d.target.profile:
         return None
-    why = "after the last change" if until >= rests else f"as {profile} was soon replaced when it was promoted today,"
-    lasts = format_duration(round(max(until, rests) - o.now))
-    return Reason.COOLING_DOWN, f"resting {why} for {lasts} more"
+    ended = taken_back(o, d.target.profile)
+    if not ended or o.is_own(d.target) or _relieves(o, d):
+        return None
+    until = ended[0] + SHORT_LIVED * o.policy.rollout.cooldown * 2.0 ** (len(ended) - 1)
+    return _rests(o, until, f"as {d.target.profile} was soon replaced when it was promoted today, it is resting")
+
+
+def tells_nothing(o: Observation, d: Decision) -> tuple[Reason, str] | None:
+    """No third pod a day is given up for canaries of a profile that tell nothing: users miss it."""
+    vain = given_up_in_vain(o, d.target.profile) if d.target is not None else []
+    if d.target is None or len(vain) < MOST_IN_VAIN or d.reason in GETS_TO_RUN:
+        return None
+    why = f"a pod was given up for {len(vain)} canaries of {d.target.profile} today, and they told nothing: resting"
+    return _rests(o, min(vain) + DAY, why)
 
 
 MOST_IN_VAIN = 2
-"""Canaries of a profile in a day that may tell nothing where a pod is given up for each: users miss it."""
+"""Canaries of a profile in a day that may tell nothing where a pod is given up for each."""
 
 
-def _rests_for_having_been_taken_back(o: Observation, profile: str) -> float:
-    """Unix seconds until which a profile waits that does not run and was soon replaced whenever it was promoted: as
-    long as it should have lasted, twice as long for each time more."""
-    ended = taken_back(o, profile)
-    if not ended or o.active is None or o.active.profile == profile:
-        return -math.inf
-    return ended[0] + SHORT_LIVED * o.policy.rollout.cooldown * 2.0 ** (len(ended) - 1)
+def _rests(o: Observation, until: float, why: str) -> tuple[Reason, str] | None:
+    if o.now >= until:
+        return None
+    return Reason.COOLING_DOWN, f"{why} for {format_duration(round(until - o.now))} more"
 
 
 def changes_exhausted(o: Observation, d: Decision) -> tuple[Reason, str] | None:
@@ -150,6 +157,8 @@ def too_few_requests(o: Observation, d: Decision) -> tuple[Reason, str] | None:
 BRAKES: tuple[Brake, ...] = (
     strategy_forbids,
     cooling_down,
+    never_lasts,
+    tells_nothing,
     restarts_are_rationed,
     changes_exhausted,
     too_few_requests,

@@ -8,7 +8,14 @@ import pytest
 
 from specdecode.api.v1alpha1 import Configuration, HistoryEntry, Outcome
 from specdecode.model.loads import BUCKET, LoadHistory
-from specdecode.policy.brakes import changes_exhausted, cooling_down, may_act, too_few_requests
+from specdecode.policy.brakes import (
+    changes_exhausted,
+    cooling_down,
+    may_act,
+    never_lasts,
+    tells_nothing,
+    too_few_requests,
+)
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.gates import decide
 from specdecode.policy.observation import Observation
@@ -70,11 +77,11 @@ def test_what_was_soon_taken_back_rests_for_hours_and_twice_as_long_each_time(
     o = observation(policy=spec(rollout={"maxChangesPerDay": 20}), history=history)
     wanted = Decision(Reason.CHEAPER_PROFILE, "", option(menu(spec()), "ngram"), change=True)
     for urgent in (False, True):
-        brake = cooling_down(o, replace(wanted, urgent=urgent))
+        brake = never_lasts(o, replace(wanted, urgent=urgent))
         assert (brake is not None and brake[0] is Reason.COOLING_DOWN) is held
-        assert brake is None or "as ngram was soon replaced when it was promoted today, for" in brake[1]
+        assert brake is None or "as ngram was soon replaced when it was promoted today, it is resting for" in brake[1]
     own = replace(o, menu=menu(spec(), rendered(menu(spec()), "ngram")))
-    assert cooling_down(own, wanted) is None, "what the manifest says comes back when it pays"
+    assert never_lasts(own, wanted) is None, "what the manifest says comes back when it pays"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +102,7 @@ def test_no_third_pod_is_given_up_for_what_cannot_be_told(
     tried = entry(Outcome.INCONCLUSIVE, ago=ago, outcome_reason=ending, give_up_one=given_up)
     o = observation(history=(tried,) * count)
     wanted = Decision(Reason.ACCEPTANCE_BELOW_FLOOR, "", option(menu(spec()), "ngram"), change=True, urgent=True)
-    brake = cooling_down(o, wanted)
+    brake = tells_nothing(o, wanted)
     assert (brake is not None and "they told nothing: resting for" in brake[1]) is held
 
 
