@@ -36,6 +36,29 @@ class Verdict:
     gain: Estimate | None = None
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What a canary has to show."""
+
+    required_gain: float
+    protect_tail: bool = False
+    """It must also keep the 99th percentile."""
+    decided_at: float | None = None
+    """The load for which the change was decided, of the whole workload in tokens/s; None: not known."""
+    lost: int = 0
+    """How many canaries of the profile in a row did not succeed today. Chance alone promotes one in twenty that are no
+    better, so what is tried again and again must show more: each time half as large an error is allowed."""
+    relief: bool = False
+    """The pods fall behind, and would have more room with it."""
+    leaves_own: bool = False
+    """What runs is what the user's own manifest says; what replaces it must be faster, whatever the change is for."""
+    goes_back: bool = False
+    """It is what the manifest says, which has nothing to prove, however often it was no better: where nothing is clear
+    in time, it need only look no worse."""
+    to_be_proven: bool = True
+    """False: it has to work, and not to be much worse."""
+
+
 def in_force(pod: Pod, option: Option | None) -> str | None:
     """None when the pod's own metrics agree that it runs the option (or say nothing yet); else what contradicts it."""
     if not pod.window.readings or option is None:
@@ -56,52 +79,33 @@ def in_force(pod: Pod, option: Option | None) -> str | None:
     return None
 
 
-def judge(
-    c: Comparison,
-    policy: SpecDecodePolicySpec,
-    required_gain: float,
-    *,
-    protect_tail: bool,
-    decided_at: float | None = None,
-    lost: int = 0,
-    relief: bool = False,
-    leaves_own: bool = False,
-    goes_back: bool = False,
-    to_be_proven: bool = True,
-) -> Verdict | None:
+def judge(c: Comparison, policy: SpecDecodePolicySpec, terms: Terms) -> Verdict | None:
     """The verdict, or None while there is none yet. Harm is called early; success after the whole time, where it is
-    plain after half of it, and not in a lull.
-
-    `decided_at`: that load, of the whole workload in tokens/s; None where it is not known. `lost`: how many canaries of
-    the profile in a row did not succeed today. Chance alone promotes one in twenty that are no better, so what is tried
-    again and again must show more: each time half as large an error is allowed. `leaves_own`: what runs is what the
-    user's own manifest says; what replaces it must be faster, whatever the change is for. `goes_back`: the canary is
-    what the manifest says, which has nothing to prove, however often it was no better: where nothing is clear in time,
-    it need only look no worse.
-    """
-    rules, lost = policy.rollout.analysis, 0 if goes_back else lost
+    plain after half of it, and not in a lull."""
+    rules, required_gain = policy.rollout.analysis, terms.required_gain
+    lost = 0 if terms.goes_back else terms.lost
     if errors := _errors(c):
         return Verdict(Outcome.FAILED, Ending.REQUESTS_FAIL, errors, c.gain)
-    if not to_be_proven:
+    if not terms.to_be_proven:
         return _unless_worse(c, policy, required_gain)
     how = "before and after, for want of a baseline: " if c.before_and_after else ""
     enough = _enough_requests(c, rules.minimum_requests)
     share = c.share_asked
     # It must also have served as much, unless it makes room: pods that work off a queue are slow for that, at the
     # largest batch that there is, where the canary would be too before long.
-    easy = share if relief else min(share, c.share_served)
-    even = EVEN if c.queue_of_before and not relief else 1 / UNEQUAL_LOAD
+    easy = share if terms.relief else min(share, c.share_served)
+    even = EVEN if c.queue_of_before and not terms.relief else 1 / UNEQUAL_LOAD
     # So is the first token on them: the canary's requests never waited in that queue.
     unlike = c.queue_of_before and c.figure in (Figure.TTFT, Figure.REQUEST)
-    lull = decided_at is not None and c.wanted < LULL * decided_at
+    lull = terms.decided_at is not None and c.wanted < LULL * terms.decided_at
     if c.gain is not None and enough:
         if c.gain.high < min(0.0, required_gain - NO_WORSE) and share <= UNEQUAL_LOAD:
             return Verdict(Outcome.FAILED, Ending.SLOWER, f"{how}the canary is slower: {c.shown}", c.gain)
         plain = c.gain.low > required_gain + PLAIN
         if c.seconds >= rules.duration * (0.5 if plain else 1.0) and easy >= even and not (lull or c.fills or unlike):
-            if broken := _slo_broken(c, policy) or (protect_tail and _tail_worse(c)):
+            if broken := _slo_broken(c, policy) or (terms.protect_tail and _tail_worse(c)):
                 return Verdict(Outcome.FAILED, Ending.TAIL_WORSE, f"{how}{broken}", c.gain)
-            floor = 0.0 if required_gain > 0 or lost or leaves_own else -NO_WORSE
+            floor = 0.0 if required_gain > 0 or lost or terms.leaves_own else -NO_WORSE
             if c.gain.value >= required_gain and _at_the_least(c.gain, lost) > floor:
                 return Verdict(Outcome.SUCCESSFUL, Ending.PROMOTED, f"{how}promoting: {c.shown}", c.gain)
             if c.gain.high < required_gain and share <= UNEQUAL_LOAD:
@@ -132,11 +136,11 @@ def judge(
         return Verdict(
             Outcome.INCONCLUSIVE,
             Ending.UNEQUAL_LOAD,
-            f"the load fell from {decided_at:.0f} to {c.wanted:.0f} tokens/s: what the canary showed tells"
+            f"the load fell from {terms.decided_at:.0f} to {c.wanted:.0f} tokens/s: what the canary showed tells"
             " nothing of the load that the change is for",
             c.gain,
         )
-    if goes_back and c.gain is not None and c.gain.value >= required_gain and not _slo_broken(c, policy):
+    if terms.goes_back and c.gain is not None and c.gain.value >= required_gain and not _slo_broken(c, policy):
         message = f"{how}promoting what the manifest says, as nothing speaks against it: {c.shown}"
         return Verdict(Outcome.SUCCESSFUL, Ending.PROMOTED, message, c.gain)
     again = f"; after {lost} that did not prove it today, it takes more than that" if lost else ""

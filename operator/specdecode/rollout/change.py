@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specdecode.api.v1alpha1 import HistoryEntry, Interval, Outcome, RolloutPhase, RolloutStatus
+from specdecode.model.cost import Option
 from specdecode.policy.clock import seconds_of, text_of
 from specdecode.policy.decision import GETS_TO_RUN, Decision, Reason
 from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import Container, Menu, configuration, describe, fields_of, option_of
 from specdecode.policy.past import lost_today
-from specdecode.rollout.analysis import in_force, judge
-from specdecode.rollout.comparison import Figure, compare, value_of
+from specdecode.rollout.analysis import Terms, in_force, judge
+from specdecode.rollout.comparison import Circumstances, Figure, compare, value_of
 from specdecode.rollout.ending import Ending
 from specdecode.rollout.patch import Desired, borrowed, rest_of_template
 
@@ -180,41 +181,8 @@ def analysing(c: Change) -> Step:
     # After a restart of the operator the windows are empty: what was measured before is measured again.
     ready_at = seconds_of(c.rollout.canary_ready_at or c.rollout.phase_started_at)
     since = max(ready_at, c.o.observing_since) + c.o.policy.rollout.analysis.warmup
-    figure = _compared_by(c.rollout.reason)
-    # A canary in the place of another pod has the load that it will have.
-    corrections = c.o.estimates.load_corrections
-    correction = corrections.get(c.rollout.target.profile, c.rollout.load_correction)
-    if c.rollout.give_up_one or c.rollout.live_canary or figure is not Figure.TPOT:
-        correction = 0.0
-    steepness = c.o.estimates.steepness.get(c.rollout.target.profile, 0.0) if figure is Figure.TPOT else 0.0
-    decided_at = c.o.loads.at(seconds_of(c.rollout.started_at))
-    goes_back = c.o.is_own(c.rollout.target)
-    drafts_no_more = target is not None and source is not None and target.drafts_no_more(source)
-    comparison = compare(
-        canaries,
-        c.baseline,
-        since,
-        c.o.now,
-        c.rollout.before,
-        figure=figure,
-        asked_before=decided_at,
-        correction=correction,
-        steepness=steepness,
-        in_place=c.rollout.give_up_one,
-        speaks_for_what_won=not goes_back and not drafts_no_more,
-    )
-    verdict = judge(
-        comparison,
-        c.o.policy,
-        c.rollout.required_gain,
-        protect_tail=c.rollout.protect_tail,
-        decided_at=decided_at,
-        lost=lost_today(c.o, c.rollout.target.profile),
-        relief=target is not None and c.o.estimates.relieved_by(target),
-        leaves_own=c.o.is_own(c.rollout.source) and not goes_back,
-        goes_back=goes_back,
-        to_be_proven=c.rollout.reason not in GETS_TO_RUN,
-    )
+    comparison = compare(canaries, c.baseline, since, c.o.now, _circumstances(c, source, target))
+    verdict = judge(comparison, c.o.policy, _terms(c, target))
     if verdict is None:
         if c.late:
             return c.roll_back(Outcome.ERROR, Ending.ANALYSIS_OVERDUE, "no verdict within the progress deadline")
@@ -224,3 +192,40 @@ def analysing(c: Change) -> Step:
     if verdict.outcome is Outcome.SUCCESSFUL:
         return c.enter(RolloutPhase.PROMOTING, verdict.message, gain=gain)
     return c.roll_back(verdict.outcome, verdict.reason, verdict.message, gain)
+
+
+def _circumstances(c: Change, source: Option | None, target: Option | None) -> Circumstances:
+    figure, profile = _compared_by(c.rollout.reason), c.rollout.target.profile
+    # A canary in the place of another pod has the load that it will have.
+    correction = c.o.estimates.load_corrections.get(profile, c.rollout.load_correction)
+    if c.rollout.give_up_one or c.rollout.live_canary or figure is not Figure.TPOT:
+        correction = 0.0
+    drafts_no_more = target is not None and source is not None and target.drafts_no_more(source)
+    return Circumstances(
+        figure=figure,
+        before=c.rollout.before,
+        asked_before=_decided_at(c),
+        in_place=c.rollout.give_up_one,
+        correction=correction,
+        speaks_for_what_won=not drafts_no_more and not c.o.is_own(c.rollout.target),
+        steepness=c.o.estimates.steepness.get(profile, 0.0) if figure is Figure.TPOT else 0.0,
+    )
+
+
+def _terms(c: Change, target: Option | None) -> Terms:
+    goes_back = c.o.is_own(c.rollout.target)
+    return Terms(
+        c.rollout.required_gain,
+        protect_tail=c.rollout.protect_tail,
+        decided_at=_decided_at(c),
+        lost=lost_today(c.o, c.rollout.target.profile),
+        relief=target is not None and c.o.estimates.relieved_by(target),
+        leaves_own=c.o.is_own(c.rollout.source) and not goes_back,
+        goes_back=goes_back,
+        to_be_proven=c.rollout.reason not in GETS_TO_RUN,
+    )
+
+
+def _decided_at(c: Change) -> float | None:
+    """The load of the whole workload when the change began, in tokens/s."""
+    return c.o.loads.at(seconds_of(c.rollout.started_at))

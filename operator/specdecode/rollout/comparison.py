@@ -113,30 +113,39 @@ class Comparison:
         return f"{text}, {math.expm1(self.correction) * 100:+.0f} % of it for the load that it would have"
 
 
+@dataclass(frozen=True)
+class Circumstances:
+    """What the measured ratio has to be seen in the light of."""
+
+    figure: Figure = Figure.TPOT
+    before: float | None = None
+    """That figure of the whole workload before the change; None: not known."""
+    asked_before: float | None = None
+    """What users asked of all pods together then, in output tokens per second; None: not known."""
+    in_place: bool = False
+    """The canary took the place of a baseline pod, and while it started the others had to do its work."""
+    correction: float = 0.0
+    """What the model says of the load after a promotion, where a pod more takes a part of it now: added to the log of
+    the ratio as far as it is borne out."""
+    speaks_for_what_won: bool = False
+    """It speaks only for a canary that is surely faster without it, and as far as the baseline became faster: more than
+    that cannot be lost again, whatever the target costs."""
+    steepness: float = 0.0
+    """The power of the load by which TPOT grows, where a canary with less of it than the others is not to win by that
+    (traffic is not dealt out evenly everywhere)."""
+
+
+MERELY_MEASURED = Circumstances()
+
+
 def compare(
     canaries: tuple[Pod, ...],
     baseline: tuple[Pod, ...],
     since: float,
     now: float,
-    before: float | None,
-    *,
-    figure: Figure = Figure.TPOT,
-    asked_before: float | None = None,
-    correction: float = 0.0,
-    steepness: float = 0.0,
-    in_place: bool = False,
-    speaks_for_what_won: bool = False,
+    its: Circumstances = MERELY_MEASURED,
 ) -> Comparison:
-    """Compares the pods from `since` (Unix seconds) on; where there is no baseline, with `before`, the figure of the
-    whole workload before the change, at a load of `asked_before` tokens/s.
-
-    `correction` is added to the log of the ratio as far as it is borne out: what the model says of the load after a
-    promotion, where a pod more takes a part of it now. With `speaks_for_what_won` it speaks only for a canary that is
-    surely faster without it, and as far as the baseline became faster: more than that cannot be lost again, whatever
-    the target costs. `steepness`: the power of the load by which TPOT grows, where a canary with less of it than the
-    others is not to win by that (traffic is not dealt out evenly everywhere).
-    `in_place`: the canary took the place of a baseline pod, and while it started the others had to do its work.
-    """
+    """Compares the pods from `since` (Unix seconds) on; where there is no baseline, with the time before."""
     ours, everyone = ([p.window.since(since) for p in pods] for pods in (canaries, baseline))
     measured, theirs = pods_together(ours), _alike(everyone, ours)
     others = pods_together(theirs)
@@ -146,27 +155,27 @@ def compare(
         baseline=others,
         pods=(len(ours), len(theirs)),
         before_and_after=not baseline,
-        figure=figure,
+        figure=its.figure,
         fills=_growth(ours, since, now) > FILLS * max(1.0, _growth(theirs, since, now)),
         queued=(_queued(ours, measured), _queued(theirs, others)),
         wanted=_wanted([*ours, *everyone]),
         queue_of_before=_waiting(theirs) > max(FEW, QUEUED * _waiting(ours)),
     )
-    relief = max(0.0, _relief(found, before, asked_before))
-    correction = min(correction, relief if speaks_for_what_won else max(LARGEST_CORRECTION, relief))
+    relief = max(0.0, _relief(found, its))
+    correction = min(its.correction, relief if its.speaks_for_what_won else max(LARGEST_CORRECTION, relief))
     share = max(found.share_asked, 1 / UNEQUAL_LOAD)
-    handicap = steepness * math.log(share) if share < EVEN else 0.0
+    handicap = its.steepness * math.log(share) if share < EVEN else 0.0
     # As many pods as before at the same load: what makes the baseline slower than it was is a backlog.
-    usual = before if in_place and before and _as_before(found, asked_before) else math.inf
+    usual = its.before if its.in_place and its.before and _as_before(found, its.asked_before) else math.inf
     ratios = []
     length = found.seconds / BLOCKS
     for i in range(BLOCKS if length > 0 else 0):
         start, end = since + i * length, since + (i + 1) * length
-        canary = _over(start, end, figure, ours)
-        other = _over(start, end, figure, theirs) if baseline else before
+        canary = _over(start, end, its.figure, ours)
+        other = _over(start, end, its.figure, theirs) if baseline else its.before
         if canary and other:
             ratios.append(math.log(min(other, usual) / canary) + handicap)
-    if correction > 0 and speaks_for_what_won:
+    if correction > 0 and its.speaks_for_what_won:
         shown = _gain(ratios)
         if shown is None or shown.low <= 0:
             correction = 0.0
@@ -174,10 +183,10 @@ def compare(
     return replace(found, gain=gain, blocks=len(ratios), correction=handicap + correction)
 
 
-def _relief(c: Comparison, before: float | None, asked_before: float | None) -> float:
+def _relief(c: Comparison, its: Circumstances) -> float:
     """By how much the baseline itself has become faster since the canary takes a part of the same load, as a log."""
     during = value_of(c.figure, c.baseline) if c.baseline else None
-    return math.log(before / during) if before and during and _as_before(c, asked_before) else 0.0
+    return math.log(its.before / during) if its.before and during and _as_before(c, its.asked_before) else 0.0
 
 
 def _as_before(c: Comparison, asked_before: float | None) -> bool:

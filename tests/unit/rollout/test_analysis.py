@@ -16,8 +16,8 @@ from specdecode.model.histogram import Quantile
 from specdecode.model.measure import Measurement, Percentiles
 from specdecode.model.window import Window
 from specdecode.policy.observation import Pod
-from specdecode.rollout.analysis import PLAIN, Verdict, in_force, judge
-from specdecode.rollout.comparison import BLOCKS, ENOUGH_BLOCKS, Comparison, Figure, compare
+from specdecode.rollout.analysis import PLAIN, Terms, Verdict, in_force, judge
+from specdecode.rollout.comparison import BLOCKS, ENOUGH_BLOCKS, Circumstances, Comparison, Figure, compare
 from specdecode.vllm.metrics import Page
 from support.world import NOW, menu, option, pod, spec, traffic
 
@@ -61,7 +61,7 @@ def alone(gain: tuple[float, float, float] | None = (0.2, 0.1, 0.3), **changes: 
 def verdict(
     c: Comparison, policy: Any = POLICY, required: float = REQUIRED, protect_tail: bool = False
 ) -> Verdict | None:
-    return judge(c, policy, required, protect_tail=protect_tail)
+    return judge(c, policy, Terms(required, protect_tail=protect_tail))
 
 
 LATE = {"seconds": 2 * DURATION}
@@ -236,9 +236,9 @@ def test_a_change_that_needs_no_gain_must_only_not_be_worse(gain: Any, outcome: 
 def test_but_one_that_was_tried_in_vain_today_must_be_no_worse_for_sure() -> None:
     """Of many tries by chance one looks no worse."""
     looks = comparison((0.02, -0.02, 0.06))
-    assert judge(looks, POLICY, 0.0, protect_tail=False) is not None
-    assert judge(looks, POLICY, 0.0, protect_tail=False, lost=1) is None
-    sure = judge(comparison((0.09, 0.06, 0.12)), POLICY, 0.0, protect_tail=False, lost=1)
+    assert judge(looks, POLICY, Terms(0.0)) is not None
+    assert judge(looks, POLICY, Terms(0.0, lost=1)) is None
+    sure = judge(comparison((0.09, 0.06, 0.12)), POLICY, Terms(0.0, lost=1))
     assert sure is not None and sure.outcome is Outcome.SUCCESSFUL
 
 
@@ -252,19 +252,19 @@ def test_what_the_user_chose_comes_back_where_nothing_is_clear_in_time(
 ) -> None:
     looks = comparison(gain, canary=measured(tpot=percentiles(p99)))
     late = replace(looks, **LATE)
-    back = judge(late, SLO, 0.0, protect_tail=False, goes_back=True)
-    other = judge(late, SLO, 0.0, protect_tail=False)
+    back = judge(late, SLO, Terms(0.0, goes_back=True))
+    other = judge(late, SLO, Terms(0.0))
     assert back is not None and (back.outcome is Outcome.SUCCESSFUL) is promoted
     assert not promoted or "what the manifest says" in back.message
     assert other is not None and other.outcome is not Outcome.SUCCESSFUL
     if promoted:
-        assert judge(looks, SLO, 0.0, protect_tail=False, goes_back=True) is None, "not before"
+        assert judge(looks, SLO, Terms(0.0, goes_back=True)) is None, "not before"
 
 
 def test_nor_may_what_the_user_chose_be_replaced_by_what_only_looks_no_worse() -> None:
     looks = comparison((0.02, -0.02, 0.06))
-    assert judge(looks, POLICY, 0.0, protect_tail=False, leaves_own=True) is None
-    sure = judge(comparison((0.09, 0.06, 0.12)), POLICY, 0.0, protect_tail=False, leaves_own=True)
+    assert judge(looks, POLICY, Terms(0.0, leaves_own=True)) is None
+    sure = judge(comparison((0.09, 0.06, 0.12)), POLICY, Terms(0.0, leaves_own=True))
     assert sure is not None and sure.outcome is Outcome.SUCCESSFUL
 
 
@@ -286,7 +286,7 @@ def serving(name: str, **kw: Any) -> Pod:
 
 
 def test_the_ratio_of_the_same_minutes_is_the_gain() -> None:
-    c = compare((serving("canary", step=0.01),), (serving("a"), serving("b")), NOW - 55, NOW, None)
+    c = compare((serving("canary", step=0.01),), (serving("a"), serving("b")), NOW - 55, NOW)
     assert c.gain is not None and c.gain.value == pytest.approx(1.0)
     assert c.gain.high - c.gain.low < 1e-6, "even traffic leaves no doubt"
     assert (c.pods, c.before_and_after) == ((1, 2), False)
@@ -294,10 +294,10 @@ def test_the_ratio_of_the_same_minutes_is_the_gain() -> None:
 
 
 def test_without_a_baseline_the_time_before_is_what_counts() -> None:
-    c = compare((serving("canary", step=0.01),), (), NOW - 55, NOW, 0.02)
+    c = compare((serving("canary", step=0.01),), (), NOW - 55, NOW, Circumstances(before=0.02))
     assert c.before_and_after and c.baseline is None
     assert c.gain is not None and c.gain.value == pytest.approx(1.0)
-    unknown = compare((serving("canary"),), (), NOW - 55, NOW, None)
+    unknown = compare((serving("canary"),), (), NOW - 55, NOW)
     assert unknown.gain is None and unknown.blocks == 0
 
 
@@ -307,32 +307,32 @@ HOT = {"batch": 16.0, "step": 0.03, "rate": 4.0}
 
 def test_beside_a_hot_spot_a_canary_is_held_against_pods_of_its_own_load() -> None:
     canary, alike, hot = serving("canary"), serving("a"), serving("hot", **HOT)
-    c = compare((canary,), (alike, hot), NOW - 55, NOW, None)
+    c = compare((canary,), (alike, hot), NOW - 55, NOW)
     assert c.gain is not None and c.gain.value == pytest.approx(0.0, abs=1e-6)
     assert c.pods == (1, 1) and c.share_served == pytest.approx(1.0)
-    both = compare((canary,), (serving("a"), serving("b")), NOW - 55, NOW, None)
+    both = compare((canary,), (serving("a"), serving("b")), NOW - 55, NOW)
     assert c.wanted > both.wanted, "what users ask for is asked of all pods"
 
 
 def test_where_none_is_alike_it_is_held_against_all() -> None:
-    c = compare((serving("canary"),), (serving("hot", **HOT), serving("hotter", **HOT)), NOW - 55, NOW, None)
+    c = compare((serving("canary"),), (serving("hot", **HOT), serving("hotter", **HOT)), NOW - 55, NOW)
     assert c.pods == (1, 2) and c.gain is not None and c.gain.value > 0.4
 
 
 @pytest.mark.parametrize("since", [NOW + 10, NOW, NOW - 6])
 def test_before_the_canary_is_warm_nothing_is_compared(since: float) -> None:
-    c = compare((serving("canary"),), (serving("a"),), since, NOW, None)
+    c = compare((serving("canary"),), (serving("a"),), since, NOW)
     assert c.gain is None and c.seconds >= 0
 
 
 def test_a_canary_that_never_answered_is_not_measured() -> None:
-    c = compare((pod("canary", "new", None),), (serving("a"),), NOW - 55, NOW, None)
+    c = compare((pod("canary", "new", None),), (serving("a"),), NOW - 55, NOW)
     assert c.canary is None and c.gain is None and c.baseline is not None
 
 
 @given(st.floats(0.001, 1.0), st.floats(0.001, 1.0))
 def test_the_gain_is_that_of_the_means_whatever_they_are(ours: float, theirs: float) -> None:
-    c = compare((serving("canary", step=ours),), (serving("a", step=theirs),), NOW - 55, NOW, None)
+    c = compare((serving("canary", step=ours),), (serving("a", step=theirs),), NOW - 55, NOW)
     assert c.gain is not None
     assert c.gain.value == pytest.approx(theirs / ours - 1)
     assert -1 < c.gain.low <= c.gain.value + 1e-9 and math.isfinite(c.gain.high)
@@ -373,7 +373,7 @@ def old_version(**kw: Any) -> Pod:
 
 
 def test_where_no_tpot_is_exposed_it_is_step_time_over_tokens_per_step() -> None:
-    c = compare((old_version(step=0.02, acceptance=0.6),), (old_version(step=0.02),), NOW - 55, NOW, None)
+    c = compare((old_version(step=0.02, acceptance=0.6),), (old_version(step=0.02),), NOW - 55, NOW)
     assert c.gain is not None and c.gain.value == pytest.approx(3.0), "four tokens a step"
 
 
@@ -392,7 +392,7 @@ def test_what_a_canary_shows_in_a_lull_proves_nothing(
     decided_at: float | None, seconds: float, outcome: Outcome | None
 ) -> None:
     """Canary and baseline serve 3,000 tokens/s together."""
-    found = judge(comparison(seconds=seconds), POLICY, REQUIRED, protect_tail=False, decided_at=decided_at)
+    found = judge(comparison(seconds=seconds), POLICY, Terms(REQUIRED, decided_at=decided_at))
     assert (found.outcome if found else None) is outcome
     if outcome is Outcome.INCONCLUSIVE:
         assert found is not None and "fell from 6100 to 3000 tokens/s" in found.message
@@ -405,7 +405,7 @@ def test_what_a_canary_shows_in_a_lull_proves_nothing(
 def test_what_lost_before_must_show_more_each_time(low: float, lost: int, promoted: bool) -> None:
     """Chance alone promotes one in twenty that are no better."""
     c = comparison((0.16, low, 0.3), seconds=2 * DURATION)
-    found = judge(c, POLICY, REQUIRED, protect_tail=False, lost=lost)
+    found = judge(c, POLICY, Terms(REQUIRED, lost=lost))
     assert found is not None
     assert found.outcome is (Outcome.SUCCESSFUL if promoted else Outcome.INCONCLUSIVE)
     assert promoted or f"after {lost} that did not prove it today" in found.message
@@ -441,7 +441,7 @@ def test_what_lost_before_must_show_more_each_time(low: float, lost: int, promot
 def test_what_the_user_chose_is_not_to_be_proven_only_to_work(
     c: Comparison, outcome: Outcome | None, message: str
 ) -> None:
-    found = judge(c, POLICY, -0.25, protect_tail=False, to_be_proven=False)
+    found = judge(c, POLICY, Terms(-0.25, to_be_proven=False))
     assert (found.outcome if found else None) is outcome
     assert message in (found.message if found else "")
 
@@ -450,11 +450,11 @@ def test_what_the_user_chose_is_not_to_be_proven_only_to_work(
 def test_what_serves_less_than_pods_that_work_off_a_queue_proves_nothing(required: float) -> None:
     """Unless it has more room than they have: then it has to take what comes, no more."""
     busy = comparison(canary=measured(generation_tokens_per_second=600.0), queued=(0.0, -800.0))
-    assert judge(busy, POLICY, required, protect_tail=False) is None
-    found = judge(busy, POLICY, required, protect_tail=False, relief=True)
+    assert judge(busy, POLICY, Terms(required)) is None
+    found = judge(busy, POLICY, Terms(required, relief=True))
     assert found is not None and found.outcome is Outcome.SUCCESSFUL
     idle = replace(busy, queued=(0.0, 0.0))
-    assert judge(idle, POLICY, required, protect_tail=False, relief=True) is None, "few come to it"
+    assert judge(idle, POLICY, Terms(required, relief=True)) is None, "few come to it"
 
 
 @pytest.mark.parametrize(
@@ -478,7 +478,7 @@ def test_beside_pods_with_a_queue_a_canary_must_serve_as_much_as_they_do(
 
 def test_a_queue_that_grows_is_no_lull() -> None:
     c = comparison(wanted=7000.0)
-    found = judge(c, POLICY, REQUIRED, protect_tail=False, decided_at=9000.0)
+    found = judge(c, POLICY, Terms(REQUIRED, decided_at=9000.0))
     assert found is not None and found.outcome is Outcome.SUCCESSFUL
 
 
@@ -506,7 +506,7 @@ def test_a_first_token_that_waited_before_there_was_a_canary_proves_nothing(
 def test_a_canary_with_less_load_does_not_win_by_that(serves: float, correction: float) -> None:
     """Where TPOT grows by the root of the load, a part of the gain is that."""
     canary, other = (pod("p", "new", None, traffic(batch=8.0 * s, rate=2.0 * s)) for s in (serves, 1.0))
-    found = compare((canary,), (other,), NOW - 60.0, NOW, None, steepness=0.5)
+    found = compare((canary,), (other,), NOW - 60.0, NOW, Circumstances(steepness=0.5))
     assert found.correction == pytest.approx(correction, abs=1e-6)
 
 
@@ -527,21 +527,21 @@ def filling(per_reading: float, start: float = 8.0, kind: str = "running") -> Po
     ids=["even", "only the canary fills up", "both do: the load grows", "the canary is a relief"],
 )
 def test_a_canary_on_which_requests_still_pile_up_is_told(ours: float, theirs: float, fills: bool) -> None:
-    found = compare((filling(ours),), (filling(theirs),), NOW - 60.0, NOW, None)
+    found = compare((filling(ours),), (filling(theirs),), NOW - 60.0, NOW)
     assert found.fills is fills
 
 
 def test_what_waits_does_not_slow_what_runs() -> None:
-    found = compare((filling(4.0, kind="waiting"),), (filling(0.0),), NOW - 60.0, NOW, None)
+    found = compare((filling(4.0, kind="waiting"),), (filling(0.0),), NOW - 60.0, NOW)
     assert not found.fills
     assert found.queued[0] > 0 == found.queued[1]
 
 
 def test_a_queue_that_was_there_before_the_canary_is_told() -> None:
     queue, none = filling(0.0, start=50.0, kind="waiting"), filling(0.0)
-    assert compare((none,), (queue,), NOW - 60.0, NOW, None).queue_of_before
-    assert not compare((queue,), (queue,), NOW - 60.0, NOW, None).queue_of_before
-    assert not compare((none,), (none,), NOW - 60.0, NOW, None).queue_of_before
+    assert compare((none,), (queue,), NOW - 60.0, NOW).queue_of_before
+    assert not compare((queue,), (queue,), NOW - 60.0, NOW).queue_of_before
+    assert not compare((none,), (none,), NOW - 60.0, NOW).queue_of_before
 
 
 def test_without_the_length_of_answers_the_load_is_what_is_served() -> None:
@@ -553,7 +553,7 @@ def test_without_the_length_of_answers_the_load_is_what_is_served() -> None:
             replace(r.page, engines=tuple(replace(e, output_length=None) for e in r.page.engines)), r.t
         )
     pods = [(pod("p", "new", None, w),) for w in (known, unknown)]
-    with_lengths, without = (compare(p, p, NOW - 60.0, NOW, None) for p in pods)
+    with_lengths, without = (compare(p, p, NOW - 60.0, NOW) for p in pods)
     assert without.wanted == with_lengths.wanted > 0
 
 

@@ -20,8 +20,8 @@ from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.estimating import LARGEST_CORRECTION, Evidence, estimate
 from specdecode.policy.observation import Observation, Pod
 from specdecode.policy.outlook import Array
-from specdecode.rollout.analysis import judge
-from specdecode.rollout.comparison import Figure, compare, value_of
+from specdecode.rollout.analysis import Terms, judge
+from specdecode.rollout.comparison import Circumstances, Figure, compare, value_of
 from specdecode.rollout.ending import Ending
 from specdecode.rollout.phases import Step, advance
 from specdecode.vllm.unmanageable import Unmanageable
@@ -284,8 +284,14 @@ def test_what_the_model_says_of_the_whole_load_counts_as_far_as_the_baseline_fel
     before: float | None, asked: float | None, believed: float
 ) -> None:
     """Near the limit of the pods one more makes all of them fast, and hides what is wrong with what runs."""
-    now = compare((canary(0.02),), old(2), NOW - 55, NOW, None).wanted
-    found = compare((canary(0.02),), old(2), NOW - 55, NOW, before, asked_before=asked and asked * now, correction=0.3)
+    now = compare((canary(0.02),), old(2), NOW - 55, NOW).wanted
+    found = compare(
+        (canary(0.02),),
+        old(2),
+        NOW - 55,
+        NOW,
+        Circumstances(before=before, asked_before=asked and asked * now, correction=0.3),
+    )
     assert found.correction == pytest.approx(believed, abs=1e-3)
 
 
@@ -306,8 +312,10 @@ def test_for_drafts_it_counts_where_they_won_and_as_far_as_the_baseline_became_f
     """What the baseline would lose again with the canary's share of the load is measured; what the canary would lose is
     not, and is less than nothing at best."""
     pods = (canary(step),), old(2)
-    now = compare(*pods, NOW - 55, NOW, None).wanted
-    found = compare(*pods, NOW - 55, NOW, before, asked_before=now, correction=0.3, speaks_for_what_won=True)
+    now = compare(*pods, NOW - 55, NOW).wanted
+    found = compare(
+        *pods, NOW - 55, NOW, Circumstances(before=before, asked_before=now, correction=0.3, speaks_for_what_won=True)
+    )
     assert found.correction == pytest.approx(believed, abs=1e-3)
 
 
@@ -334,9 +342,13 @@ def test_a_canary_in_the_place_of_a_pod_does_not_win_by_the_backlog_of_the_other
     in_place: bool, before: float | None, asked: float | None, gain: float
 ) -> None:
     """They had to do its work while it started, and take 20 ms now, the canary 10."""
-    now = compare((canary(0.02),), old(2), NOW - 55, NOW, None).wanted
+    now = compare((canary(0.02),), old(2), NOW - 55, NOW).wanted
     found = compare(
-        (canary(0.02),), old(2), NOW - 55, NOW, before, asked_before=asked and asked * now, in_place=in_place
+        (canary(0.02),),
+        old(2),
+        NOW - 55,
+        NOW,
+        Circumstances(before=before, asked_before=asked and asked * now, in_place=in_place),
     )
     assert found.gain is not None
     assert found.gain.value == pytest.approx(gain, abs=0.01)
@@ -345,8 +357,8 @@ def test_a_canary_in_the_place_of_a_pod_does_not_win_by_the_backlog_of_the_other
 @given(st.floats(-0.2, 0.1), st.floats(0.005, 0.1))
 def test_the_correction_moves_the_whole_interval_and_nothing_else(correction: float, step: float) -> None:
     pods = (canary(step),), old(2)
-    plain = compare(*pods, NOW - 55, NOW, None)
-    moved = compare(*pods, NOW - 55, NOW, None, correction=correction)
+    plain = compare(*pods, NOW - 55, NOW)
+    moved = compare(*pods, NOW - 55, NOW, Circumstances(correction=correction))
     assert plain.gain is not None and moved.gain is not None
     for f in ("value", "low", "high"):
         assert 1 + getattr(moved.gain, f) == pytest.approx((1 + getattr(plain.gain, f)) * math.exp(correction))
@@ -382,15 +394,21 @@ def waiting(name: str, revision: str, ttft: float, step: float = 0.02) -> Pod:
 def test_a_canary_is_compared_by_what_its_change_is_for(
     figure: Figure, ours: tuple[float, float], theirs: tuple[float, float], gain: float
 ) -> None:
-    c = compare((waiting("new", "new", *ours),), (waiting("old", "old", *theirs),), NOW - 55, NOW, None, figure=figure)
+    c = compare(
+        (waiting("new", "new", *ours),), (waiting("old", "old", *theirs),), NOW - 55, NOW, Circumstances(figure=figure)
+    )
     assert c.gain is not None and c.gain.value == pytest.approx(gain)
 
 
 def test_a_change_for_the_first_token_is_promoted_when_that_comes_sooner_though_the_next_come_later() -> None:
     c = compare(
-        (waiting("new", "new", 0.2, 0.03),), (waiting("old", "old", 0.3),), NOW - 70, NOW, None, figure=Figure.TTFT
+        (waiting("new", "new", 0.2, 0.03),),
+        (waiting("old", "old", 0.3),),
+        NOW - 70,
+        NOW,
+        Circumstances(figure=Figure.TTFT),
     )
-    verdict = judge(c, spec(), 0.05, protect_tail=False)
+    verdict = judge(c, spec(), Terms(0.05))
     assert verdict is not None and (verdict.outcome, verdict.reason) == (Outcome.SUCCESSFUL, Ending.PROMOTED)
     assert verdict.message == "promoting: gain in TTFT +50 % (+50 to +50 %)"
 
@@ -416,7 +434,7 @@ def test_fresh_pods_are_compared_by_what_their_steps_give() -> None:
     """Steps that take longer by chance are not held against the drafts."""
     fresh = pod("new", "new", NGRAM, traffic(acceptance=0.8, step=0.03))
     aged = pod("old", "old", NGRAM, traffic(acceptance=0.6, step=0.02))
-    c = compare((fresh,), (aged,), NOW - 55, NOW, None, figure=Figure.STEPS)
+    c = compare((fresh,), (aged,), NOW - 55, NOW, Circumstances(figure=Figure.STEPS))
     assert c.gain is not None and c.gain.value == pytest.approx(5 / 4 - 1)
 
 
