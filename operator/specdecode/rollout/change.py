@@ -109,7 +109,10 @@ class Change:
     def shown_gain(self) -> str:
         """What the canary showed, as the end of a sentence."""
         gain = self.rollout.gain
-        return f"; the canary was {gain.value * 100:.0f} % faster" if gain else ""
+        if gain is None:
+            return ""
+        percent = f"{gain.value * 100:.0f} %"
+        return f"; the canary was {percent} faster" if gain.value >= 0 else f"; the gain of the canary was {percent}"
 
     # --- what follows ---
 

@@ -75,6 +75,8 @@ class Comparison:
     """Output tokens per second that users ask of all pods together, those that wait included; 0: not known."""
     queue_of_before: bool = False
     """Requests wait on the baseline that came before there was a canary."""
+    queue_elsewhere: bool = False
+    """Requests wait on pods that get another load than the canary, and none on those that it is held against."""
 
     @property
     def served(self) -> tuple[float, float]:
@@ -149,6 +151,7 @@ def compare(
     ours, everyone = ([p.window.since(since) for p in pods] for pods in (canaries, baseline))
     measured, theirs = pods_together(ours), _alike(everyone, ours)
     others = pods_together(theirs)
+    elsewhere = [w for w in everyone if all(w is not t for t in theirs)]
     found = Comparison(
         seconds=max(0.0, now - since),
         canary=measured,
@@ -160,6 +163,7 @@ def compare(
         queued=(_queued(ours, measured), _queued(theirs, others)),
         wanted=_wanted([*ours, *everyone]),
         queue_of_before=_waiting(theirs) > max(FEW, QUEUED * _waiting(ours)),
+        queue_elsewhere=_waiting(elsewhere) > max(FEW, QUEUED * _waiting(theirs)),
     )
     relief = max(0.0, _relief(found, its))
     correction = min(its.correction, relief if its.speaks_for_what_won else max(LARGEST_CORRECTION, relief))

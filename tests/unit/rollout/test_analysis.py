@@ -424,6 +424,7 @@ def test_what_lost_before_must_show_more_each_time(low: float, lost: int, promot
         (comparison(canary=measured(finished=3.0)), None, ""),
         (comparison(canary=measured(finished=3.0), **LATE), Outcome.INCONCLUSIVE, "requests finished on the canary"),
         (comparison((0.0, -0.1, 0.1), queued=(0.0, -800.0), fills=True), Outcome.SUCCESSFUL, "promoting"),
+        (comparison((-0.4, -0.5, -0.3), queue_elsewhere=True), Outcome.SUCCESSFUL, "promoting"),
     ],
     ids=[
         "no faster",
@@ -436,6 +437,7 @@ def test_what_lost_before_must_show_more_each_time(low: float, lost: int, promot
         "few come so far",
         "few come",
         "beside a queue",
+        "slower than pods that keep up where others do not",
     ],
 )
 def test_what_the_user_chose_is_not_to_be_proven_only_to_work(
@@ -542,6 +544,18 @@ def test_a_queue_that_was_there_before_the_canary_is_told() -> None:
     assert compare((none,), (queue,), NOW - 60.0, NOW).queue_of_before
     assert not compare((queue,), (queue,), NOW - 60.0, NOW).queue_of_before
     assert not compare((none,), (none,), NOW - 60.0, NOW).queue_of_before
+
+
+def test_a_queue_on_pods_that_the_canary_is_not_held_against_is_told() -> None:
+    """Beside a hot spot it is held against those of its own load, which keep up."""
+    even, hot = filling(0.0), pod("hot", "old", option(MENU, "disabled"), traffic(**HOT))
+    waits = Window(3600.0)
+    for r in hot.window.readings:
+        waits = waits.add(replace(r.page, engines=tuple(replace(e, waiting=50.0) for e in r.page.engines)), r.t)
+    queue = replace(hot, window=waits)
+    assert compare((even,), (even, queue), NOW - 60.0, NOW).queue_elsewhere
+    assert not compare((even,), (even, hot), NOW - 60.0, NOW).queue_elsewhere
+    assert not compare((even,), (queue,), NOW - 60.0, NOW).queue_elsewhere, "it is held against that one"
 
 
 def test_without_the_length_of_answers_the_load_is_what_is_served() -> None:
