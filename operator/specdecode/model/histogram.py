@@ -1,12 +1,10 @@
-"""Arithmetic on Prometheus histograms: differences, sums, means, quantiles that admit what the buckets cannot tell."""
+"""Quantiles of Prometheus histograms, which admit what the buckets cannot tell."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable
 from dataclasses import dataclass
-from operator import sub
 
 from specdecode.vllm.metrics import Histogram
 
@@ -32,42 +30,6 @@ class Quantile:
         if self.high <= limit:
             return False
         return None if self.value is None else self.value > limit
-
-
-def difference(before: Histogram, after: Histogram, *, buckets: bool = True) -> Histogram | None:
-    """What was observed between two readings; None when the buckets are not the same or a count fell.
-
-    Without `buckets` only the last one is kept (and looked at), which is all that a mean needs.
-    """
-    bounds = after.bounds
-    # Readers give all histograms of a family the same bounds: most often there is nothing to compare.
-    if bounds is not before.bounds and bounds != before.bounds:
-        return None
-    if buckets:
-        counts = (*map(sub, after.counts, before.counts),)
-        fell = min(counts) < 0
-    else:
-        bounds, counts = bounds[-1:], (after.counts[-1] - before.counts[-1],)
-        fell = counts[0] < 0
-    return None if fell else Histogram(bounds, counts, after.sum - before.sum, after.count - before.count)
-
-
-def total(histograms: Iterable[Histogram | None]) -> Histogram | None:
-    """Observations of several histograms together; None when there is none, one is lacking or their buckets differ."""
-    given = list(histograms)
-    parts = [part for part in given if part is not None]
-    if not parts or len(parts) < len(given):
-        return None
-    bounds = parts[0].bounds
-    if [part for part in parts if part.bounds != bounds]:
-        return None
-    counts = tuple(map(math.fsum, zip(*[part.counts for part in parts], strict=True)))
-    return Histogram(bounds, counts, math.fsum([p.sum for p in parts]), math.fsum([p.count for p in parts]))
-
-
-def mean(histogram: Histogram | None) -> float | None:
-    """Sum over count; None without observations."""
-    return histogram.sum / histogram.count if histogram is not None and histogram.count > 0 else None
 
 
 def quantile(histogram: Histogram | None, q: float) -> Quantile | None:

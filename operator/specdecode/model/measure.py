@@ -7,34 +7,17 @@ pods together, into rates and means. Adding comes before dividing, so pods weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
-from operator import attrgetter, sub
-from typing import Any
+from operator import sub
+from typing import NamedTuple
 
-from specdecode.model.histogram import Quantile, difference, mean, quantile, total
-from specdecode.vllm.metrics import EngineSample, Figures, Histogram, Page
+from specdecode.model.histogram import Quantile, quantile
+from specdecode.vllm.figures import HISTOGRAMS, POSITIONS, WITH_QUANTILES, EngineSample, Histogram, Page, Totals
 
 STALL_SECONDS = 60.0
 """An engine with running requests that gives no token for so long is stalled: no prefill step takes that long."""
-
-GAUGES = ("running", "waiting", "kv_usage", "kv_cache_tokens", "draft_acceptance_gauge")
-COUNTERS = ("preemptions", "prompt_tokens", "generation_tokens", "drafts", "draft_tokens", "accepted_tokens")
-_WITH_QUANTILES = ("ttft", "tpot")
-_WITH_MEANS = ("inter_token", "iteration_tokens", "queue_time", "prompt_length", "output_length")
-HISTOGRAMS = (*_WITH_QUANTILES, *_WITH_MEANS)
-"""Of most a mean is all that is asked for."""
-_SUMS = ("running", "waiting", "kv_cache_tokens", *COUNTERS)
-"""What several engines have together; the other gauges are shares."""
-_Values = Callable[[Figures], tuple[Any, ...]]
-_gauges_of: _Values = attrgetter(*GAUGES)
-_counters_of: _Values = attrgetter(*COUNTERS)
-_histograms_of: _Values = attrgetter(*HISTOGRAMS)
-_quantiles_of: _Values = attrgetter(*_WITH_QUANTILES)
-_means_of: _Values = attrgetter(*_WITH_MEANS)
-_sums_of: _Values = attrgetter(*_SUMS)
 
 
 class Reason(StrEnum):
@@ -70,13 +53,29 @@ class Activity(StrEnum):
     """Requests were there, and for `STALL_SECONDS` or longer no token was made."""
 
 
+class Gauges(NamedTuple):
+    """What an engine, or several together, have at a moment. None: not measurable."""
+
+    running: float | None
+    waiting: float | None
+    kv_usage: float | None
+    """0 to 1."""
+    kv_cache_tokens: float | None
+    acceptance: float | None
+    """Of the V0 engine, since its process started."""
+
+
 @dataclass(frozen=True)
 class Change:
     """What happened on a pod between two readings. Changes of several pods add up."""
 
     seconds: float
-    figures: Figures
-    """Counters and histograms: their increase, all engines of the pod together. Gauges: of the later reading."""
+    totals: Totals
+    """Increase of counters and histograms, all engines of the pod together."""
+    requests: Mapping[str, float]
+    """Finished requests by reason."""
+    gauges: Gauges
+    """At the later reading."""
     engines: int
     activity: Activity
     client_errors: float
@@ -86,7 +85,12 @@ class Change:
     @property
     def pace(self) -> float:
         """Output tokens per second; 0 where they are not counted."""
-        return (self.figures.generation_tokens or 0.0) / self.seconds
+        return (self.totals.counter("generation_tokens") or 0.0) / self.seconds
+
+    @property
+    def finished(self) -> float:
+        """Requests that ended, however."""
+        return sum(self.requests.values())
 
 
 @dataclass(frozen=True)
@@ -172,14 +176,14 @@ def measure(before: Page, after: Page, seconds: float) -> Measurement | Unmeasur
 
 def gauges(page: Page) -> Measurement:
     """What one page says without another to compare it with: the figures of the moment."""
-    f = _added([Figures(**_gauges(engine)) for engine in page.engines])
+    now = _gauges_together([_gauges(engine) for engine in page.engines])
     return Measurement(
         seconds=0.0,
         engines=len(page.engines),
-        batch_size=f.running,
-        waiting=f.waiting,
-        kv_usage=f.kv_usage,
-        kv_cache_tokens=f.kv_cache_tokens,
+        batch_size=now.running,
+        waiting=now.waiting,
+        kv_usage=now.kv_usage,
+        kv_cache_tokens=now.kv_cache_tokens,
     )
 
 
@@ -196,17 +200,23 @@ def change_between(before: Page, after: Page, seconds: float) -> Change | Unmeas
     answers = _answers(before, after)
     if isinstance(answers, Unmeasured):
         return answers
-    changes = []
+    grown, requests, activities = [], [], []
     for key, sample in new.items():
-        change = _engine_change(old[key], sample)
-        if isinstance(change, Unmeasured):
-            return change
-        changes.append(change)
+        totals, finished = _growth(old[key], sample), _finished(old[key], sample)
+        if isinstance(totals, Unmeasured):
+            return totals
+        if isinstance(finished, Unmeasured):
+            return finished
+        grown.append(totals)
+        requests.append(finished)
+        activities.append(_activity(old[key], sample, totals, seconds))
     return Change(
         seconds=seconds,
-        figures=_added(changes),
-        engines=len(changes),
-        activity=_together([_activity(old[k], new[k], c, seconds) for k, c in zip(new, changes, strict=True)]),
+        totals=_added(grown),
+        requests=_by_reason(requests),
+        gauges=_gauges_together([_gauges(engine) for engine in after.engines]),
+        engines=len(grown),
+        activity=_together(activities),
         client_errors=sum(n for (_, status), n in answers.items() if status.startswith("4")),
         server_errors=sum(n for (_, status), n in answers.items() if status.startswith("5")),
     )
@@ -219,55 +229,63 @@ def measurement(changes: Sequence[Change], *, percentiles: bool = True) -> Measu
     """
     if not changes:
         raise ValueError("no changes to measure")
-    f = _added([c.figures for c in changes])
-    drafted, steps = f.draft_tokens, _count(f.iteration_tokens)
+    t = _added([c.totals for c in changes])
+    now, requests = _gauges_together([c.gauges for c in changes]), _by_reason([c.requests for c in changes])
+    drafts, drafted, accepted = t.counter("drafts"), t.counter("draft_tokens"), t.counter("accepted_tokens")
+    steps, request_steps = t.count("iteration_tokens"), t.count("inter_token")
     return Measurement(
         seconds=max(c.seconds for c in changes),
         engines=sum(c.engines for c in changes),
         activity=_together([c.activity for c in changes]),
-        acceptance_rate=f.draft_acceptance_gauge if drafted is None else _ratio(f.accepted_tokens, drafted),
-        accepted_length=_plus_one(_ratio(f.accepted_tokens, f.drafts)),
-        per_position=tuple(n / f.drafts for n in f.accepted_per_position) or None if f.drafts else None,
-        tokens_per_step=_tokens_per_step(f),
-        step_seconds=mean(f.inter_token),
-        tpot_seconds=mean(f.tpot),
-        ttft_seconds=mean(f.ttft),
-        queue_seconds=mean(f.queue_time),
-        tpot=_percentiles(f.tpot) if percentiles else None,
-        ttft=_percentiles(f.ttft) if percentiles else None,
-        batch_size=f.running,
-        requests_per_step=_ratio(_count(f.inter_token), steps),
-        waiting=f.waiting,
-        kv_usage=f.kv_usage,
-        kv_cache_tokens=f.kv_cache_tokens,
-        preemptions=f.preemptions,
-        generation_tokens_per_second=_sum([_ratio(c.figures.generation_tokens, c.seconds) for c in changes]),
-        prompt_tokens_per_second=_sum([_ratio(c.figures.prompt_tokens, c.seconds) for c in changes]),
-        prompt_length=mean(f.prompt_length),
-        output_length=mean(f.output_length),
-        finished=sum(n for reason, n in f.requests.items() if reason not in ("abort", "error")),
-        aborted=f.requests.get("abort", 0.0),
-        errored=f.requests.get("error", 0.0),
+        acceptance_rate=now.acceptance if drafted is None else _ratio(accepted, drafted),
+        accepted_length=_plus_one(_ratio(accepted, drafts)),
+        per_position=tuple(n / drafts for n in t.positions) or None if drafts else None,
+        tokens_per_step=_tokens_per_step(t),
+        step_seconds=t.mean("inter_token"),
+        tpot_seconds=t.mean("tpot"),
+        ttft_seconds=t.mean("ttft"),
+        queue_seconds=t.mean("queue_time"),
+        tpot=_percentiles(t.histogram("tpot")) if percentiles else None,
+        ttft=_percentiles(t.histogram("ttft")) if percentiles else None,
+        batch_size=now.running,
+        requests_per_step=_ratio(request_steps, steps),
+        waiting=now.waiting,
+        kv_usage=now.kv_usage,
+        kv_cache_tokens=now.kv_cache_tokens,
+        preemptions=t.counter("preemptions"),
+        generation_tokens_per_second=_rate("generation_tokens", changes),
+        prompt_tokens_per_second=_rate("prompt_tokens", changes),
+        prompt_length=t.mean("prompt_length"),
+        output_length=t.mean("output_length"),
+        finished=sum(n for reason, n in requests.items() if reason not in ("abort", "error")),
+        aborted=requests.get("abort", 0.0),
+        errored=requests.get("error", 0.0),
         client_errors=sum(c.client_errors for c in changes),
         server_errors=sum(c.server_errors for c in changes),
-        drafts=f.drafts,
+        drafts=drafts,
         draft_tokens=drafted,
-        accepted_tokens=f.accepted_tokens,
-        generation_tokens=f.generation_tokens,
+        accepted_tokens=accepted,
+        generation_tokens=t.counter("generation_tokens"),
         steps=steps,
-        request_steps=_count(f.inter_token),
+        request_steps=request_steps,
     )
 
 
-def _tokens_per_step(f: Figures) -> float | None:
+def _tokens_per_step(t: Totals) -> float | None:
     """Generated tokens, less each request's first, over decode steps summed over requests.
 
     All three are counted as they happen. Inter-token latency over TPOT gives the same figure late: TPOT is observed
     when a request finishes, so in a short window the two speak of different steps.
     """
-    if f.generation_tokens is None or f.ttft is None:
-        return None
-    return _ratio(f.generation_tokens - f.ttft.count, _count(f.inter_token))
+    made, begun = t.counter("generation_tokens"), t.count("ttft")
+    return None if made is None or begun is None else _ratio(made - begun, t.count("inter_token"))
+
+
+def _rate(counter: str, changes: Sequence[Change]) -> float | None:
+    """Per second, all pods together."""
+    if len(changes) == 1:
+        return _ratio(changes[0].totals.counter(counter), changes[0].seconds)
+    return _sum([_ratio(c.totals.counter(counter), c.seconds) for c in changes])
 
 
 def _answers(before: Page, after: Page) -> dict[tuple[str, str], float] | Unmeasured:
@@ -284,44 +302,29 @@ def _answers(before: Page, after: Page) -> dict[tuple[str, str], float] | Unmeas
     return answers
 
 
-def _engine_change(before: EngineSample, after: EngineSample) -> Figures | Unmeasured:
-    """Increase of the counters and histograms, gauges of `after`. What `before` did not have yet cannot be measured."""
-    figures = _gauges(after)
-    for names, values_of, subtract in _SUBTRACTED:
-        for name, old, new in zip(names, values_of(before), values_of(after), strict=True):
-            if old is None:
-                continue
-            if new is None:
-                return _vanished(name, after)
-            if (increase := subtract(old, new)) is None:
+def _growth(before: EngineSample, after: EngineSample) -> Totals | Unmeasured:
+    """Increase of the counters and histograms. What `before` did not have yet cannot be measured."""
+    old, new = before.totals, after.totals
+    if old.shape != new.shape:
+        lost = sorted(new.shape.missing - old.shape.missing)
+        if lost or new.shape.positions < old.shape.positions:
+            return _vanished(lost[0] if lost else POSITIONS, after)
+        longer = {POSITIONS} if new.shape.positions > old.shape.positions else set()
+        old, new = old.without(longer), new.without(old.shape.missing | longer)
+        for name, was, now in zip(HISTOGRAMS, old.shape.bounds, new.shape.bounds, strict=True):
+            if was != now:
                 return _fell(name, after)
-            figures[name] = increase
+    if (fell := old.beyond(new)) is not None:
+        return _fell(fell, after)
+    return Totals((*map(sub, new.row, old.row),), old.shape)
+
+
+def _finished(before: EngineSample, after: EngineSample) -> Mapping[str, float] | Unmeasured:
+    """Requests that finished, by reason. One that was not there before is not counted."""
     if lost := before.requests.keys() - after.requests.keys():
         return _vanished(f"requests finished by {sorted(lost)}", after)
     requests = {reason: after.requests[reason] - n for reason, n in before.requests.items()}
-    old_positions, positions = before.accepted_per_position, after.accepted_per_position
-    if len(positions) < len(old_positions):
-        return _vanished("accepted_per_position", after)
-    accepted = tuple(map(sub, positions, old_positions)) if len(positions) == len(old_positions) else ()
-    if min(requests.values(), default=0.0) < 0 or min(accepted, default=0.0) < 0:
-        return _fell("requests or accepted_per_position", after)
-    return Figures(requests=requests, accepted_per_position=accepted, **figures)
-
-
-def _gauges(sample: EngineSample) -> dict[str, Any]:
-    return dict(zip(GAUGES, _gauges_of(sample), strict=True))
-
-
-def _increase(old: float, new: float) -> float | None:
-    return new - old if new >= old else None
-
-
-_SUBTRACTED: tuple[tuple[tuple[str, ...], _Values, Callable[[Any, Any], Any]], ...] = (
-    (COUNTERS, _counters_of, _increase),
-    (_WITH_QUANTILES, _quantiles_of, difference),
-    (_WITH_MEANS, _means_of, partial(difference, buckets=False)),
-)
-"""How much each figure grew, None where it fell."""
+    return _fell("requests", after) if min(requests.values(), default=0.0) < 0 else requests
 
 
 def _vanished(what: str, engine: EngineSample) -> Unmeasured:
@@ -334,22 +337,44 @@ def _fell(what: str, engine: EngineSample) -> Unmeasured:
     )
 
 
-def _added(parts: Sequence[Figures]) -> Figures:
-    """Several engines as one: sums, the mean for shares. What one of them lacks is lacking."""
+def _added(parts: Sequence[Totals]) -> Totals:
+    """Several engines as one. What one of them lacks, or has in other buckets, is lacking."""
     if len(parts) == 1:
         return parts[0]
-    figures: dict[str, Any] = dict(zip(_SUMS, map(_sum, zip(*map(_sums_of, parts), strict=True)), strict=True))
-    for name, histograms in zip(HISTOGRAMS, zip(*map(_histograms_of, parts), strict=True), strict=True):
-        figures[name] = total(histograms)
-    positions = [p.accepted_per_position for p in parts]
-    if len({len(p) for p in positions}) == 1:
-        figures["accepted_per_position"] = tuple(map(math.fsum, zip(*positions, strict=True)))
-    reasons = dict.fromkeys(reason for p in parts for reason in p.requests)
-    return Figures(
-        requests={reason: math.fsum([p.requests.get(reason, 0.0) for p in parts]) for reason in reasons},
-        kv_usage=_mean_share([p.kv_usage for p in parts], [p.kv_cache_tokens for p in parts]),
-        draft_acceptance_gauge=_mean_share([p.draft_acceptance_gauge for p in parts], [None] * len(parts)),
-        **figures,
+    shape = parts[0].shape
+    if any(part.shape != shape for part in parts):
+        lacking = frozenset[str]().union(*(part.shape.missing for part in parts))
+        if len({part.shape.positions for part in parts}) > 1:
+            lacking |= {POSITIONS}
+        for i, name in enumerate(WITH_QUANTILES):
+            if len({part.shape.bounds[i] for part in parts}) > 1:
+                lacking |= {name}
+        parts = [part.without(lacking) for part in parts]
+    return Totals((*map(math.fsum, zip(*[part.row for part in parts], strict=True)),), parts[0].shape)
+
+
+def _by_reason(requests: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+    if len(requests) == 1:
+        return requests[0]
+    reasons = dict.fromkeys(reason for of in requests for reason in of)
+    return {reason: math.fsum([of.get(reason, 0.0) for of in requests]) for reason in reasons}
+
+
+def _gauges(e: EngineSample) -> Gauges:
+    return Gauges(e.running, e.waiting, e.kv_usage, e.kv_cache_tokens, e.draft_acceptance_gauge)
+
+
+def _gauges_together(parts: Sequence[Gauges]) -> Gauges:
+    """Sums, the mean for shares. What one of them lacks is lacking."""
+    if len(parts) == 1:
+        return parts[0]
+    running, waiting, usage, sizes, acceptance = zip(*parts, strict=True)
+    return Gauges(
+        _sum(running),
+        _sum(waiting),
+        _mean_share(usage, sizes),
+        _sum(sizes),
+        _mean_share(acceptance, [None] * len(parts)),
     )
 
 
@@ -360,9 +385,9 @@ def _mean_share(shares: Sequence[float | None], weights: Sequence[float | None])
     return _ratio(_sum(parts), _sum(known))
 
 
-def _activity(before: EngineSample, after: EngineSample, change: Figures, seconds: float) -> Activity:
-    made = (change.generation_tokens, change.prompt_tokens, _count(change.iteration_tokens))
-    if any(made) or made[0] is None:
+def _activity(before: EngineSample, after: EngineSample, grown: Totals, seconds: float) -> Activity:
+    made = grown.counter("generation_tokens")
+    if made is None or made or grown.counter("prompt_tokens") or grown.count("iteration_tokens"):
         return Activity.SERVING
     if not (after.running or after.waiting):
         return Activity.IDLE
@@ -379,10 +404,6 @@ def _together(activities: Sequence[Activity]) -> Activity:
 def _percentiles(histogram: Histogram | None) -> Percentiles | None:
     p50, p95, p99 = (quantile(histogram, q) for q in (0.5, 0.95, 0.99))
     return Percentiles(p50, p95, p99) if p50 and p95 and p99 else None
-
-
-def _count(histogram: Histogram | None) -> float | None:
-    return None if histogram is None else histogram.count
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:

@@ -65,15 +65,17 @@ class Reading:
         change = self.change
         if not isinstance(change, Change):
             return None
-        return change.pace, math.fsum(change.figures.requests.values())
+        return change.pace, change.finished
 
     def then(self, t: float, page: Page, change: Change | Unmeasured) -> Reading:
         """The reading after this one."""
-        figures = change.figures if isinstance(change, Change) else None
-        unbroken = t if figures is None else self.unbroken_since
+        totals = change.totals if isinstance(change, Change) else None
+        unbroken = t if totals is None else self.unbroken_since
         accepted, drafted = self.begun
-        if figures is not None and figures.draft_tokens is not None and figures.accepted_tokens is not None:
-            accepted, drafted = accepted + figures.accepted_tokens, drafted + figures.draft_tokens
+        if totals is not None:
+            more, of = totals.counter("accepted_tokens"), totals.counter("draft_tokens")
+            if more is not None and of is not None:
+                accepted, drafted = accepted + more, drafted + of
         if drafted < ENOUGH_DRAFTED:
             return Reading(t, page, change, begun=(accepted, drafted), unbroken_since=unbroken)
         return Reading(t, page, change, DraftingPart(accepted / drafted, drafted, t), unbroken_since=unbroken)

@@ -209,8 +209,8 @@ def _lags(changes: Sequence[Change], requests: int, tokens: int) -> bool:
 def _growth(changes: Sequence[Change]) -> tuple[float, float]:
     """Requests that finished, tokens that were made."""
     return (
-        sum(sum(c.figures.requests.values()) for c in changes),
-        sum(c.figures.generation_tokens or 0.0 for c in changes),
+        sum(c.finished for c in changes),
+        sum(c.totals.counter("generation_tokens") or 0.0 for c in changes),
     )
 
 

@@ -271,7 +271,7 @@ def _of(figure: Figure, changes: Iterable[Change]) -> float | None:
     value = value_of(figure, m)
     if value is not None or figure is not Figure.TPOT:
         return value
-    has_metric = all(p.figures.tpot is not None for p in parts)
+    has_metric = all(p.totals.count("tpot") is not None for p in parts)
     return None if has_metric else m.tpot_of_steps
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import le
 from types import MappingProxyType
@@ -20,87 +19,11 @@ from typing import Any, NamedTuple
 
 from specdecode.vllm.exposition import PageError as PageError
 from specdecode.vllm.exposition import Sample, check_end, parse_series, pick
-from specdecode.vllm.live_schedule import METRIC, ScheduleReport, read_report
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """A Prometheus histogram."""
-
-    bounds: tuple[float, ...]
-    """Upper bounds of the buckets, rising; the last is infinity."""
-    counts: tuple[float, ...]
-    """Observations at or below each bound (cumulative, as exposed)."""
-    sum: float
-    count: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Figures:
-    """What an engine exposes, or several engines added up. None: not on the page, or not a finite number.
-
-    Counters and histograms are cumulative since the process started, gauges of the moment.
-    """
-
-    running: float | None = None
-    """Requests in the running batch, prefills included (gauge)."""
-    waiting: float | None = None
-    kv_usage: float | None = None
-    """Share of the KV cache in use, 0 to 1 (gauge)."""
-    kv_cache_tokens: float | None = None
-    """Size of the KV cache in tokens."""
-    preemptions: float | None = None
-    prompt_tokens: float | None = None
-    generation_tokens: float | None = None
-    requests: Mapping[str, float] = field(default_factory=dict)
-    """Finished requests by reason: stop, length, abort, error, …"""
-    drafts: float | None = None
-    """Request-steps with at least one draft token."""
-    draft_tokens: float | None = None
-    accepted_tokens: float | None = None
-    accepted_per_position: tuple[float, ...] = ()
-    """Accepted tokens by position in the draft; empty where the version has no such family."""
-    draft_acceptance_gauge: float | None = None
-    """Accepted over drafted tokens since the start of the process; exposed by the V0 engine only."""
-    ttft: Histogram | None = None
-    """Seconds to a request's first token."""
-    inter_token: Histogram | None = None
-    """Seconds between two outputs of a request: one observation per request and step, however many tokens it gave."""
-    tpot: Histogram | None = None
-    """Seconds per output token, one observation per finished request (vLLM >= 0.11)."""
-    iteration_tokens: Histogram | None = None
-    """Tokens per engine step, computed prompt tokens and emitted ones; its count is the number of steps."""
-    queue_time: Histogram | None = None
-    """Seconds a request waited to be scheduled, observed when it finishes."""
-    prompt_length: Histogram | None = None
-    """Prompt tokens per finished request."""
-    output_length: Histogram | None = None
-    """Generated tokens per finished request."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineSample(Figures):
-    """What one engine core of a server exposes. Data-parallel servers have several engines on a page."""
-
-    model_name: str
-    """The first served model name; empty where the page does not say."""
-    engine: str
-    """Index of the engine core; "0" before vLLM 0.8.3, which had one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """One `/metrics` page."""
-
-    engines: tuple[EngineSample, ...]
-    """Ordered by model name and engine; at least one."""
-    process_start: float | None = None
-    """Unix time at which the server process started. Absent where several API servers share the metrics."""
-    http_requests: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """Answers by (path, status) of the paths that generate text; vLLM groups statuses as "2xx", "4xx", "5xx". A pair
-    appears with its first answer."""
-    schedule: ScheduleReport | None = None
-    """What the plugin for live schedules tells; None: the server has none."""
+from specdecode.vllm.figures import COUNTERS
+from specdecode.vllm.figures import EngineSample as EngineSample
+from specdecode.vllm.figures import Histogram as Histogram
+from specdecode.vllm.figures import Page as Page
+from specdecode.vllm.live_schedule import METRIC, read_report
 
 
 class _Kind(NamedTuple):
@@ -153,7 +76,6 @@ _KINDS: dict[bytes, _Kind] = {
 }
 _GAUGES = ("running", "waiting", "kv_usage", "draft_acceptance_gauge")
 _DRAFT_COUNTERS = ("drafts", "draft_tokens", "accepted_tokens")
-_COUNTERS = ("preemptions", "prompt_tokens", "generation_tokens", *_DRAFT_COUNTERS)
 _GENERATING = ("/completions", "/responses", "/messages", "/generate")
 """Ends of the HTTP paths that generate text."""
 _NOTHING: Mapping[Any, float] = MappingProxyType({})
@@ -254,7 +176,7 @@ def _engine(key: tuple[str, str], values: _Values, cache_tokens: Mapping[str | N
     if drafting and (missing := {"draft_tokens", "accepted_tokens"} - drafting):
         raise PageError(f"half-written: {', '.join(sorted(drafting))} without {', '.join(sorted(missing))} {where}")
     figures: dict[str, Any] = {name: _finite(plain[name][""]) for name in _GAUGES if name in plain}
-    figures |= {name: _counted(plain[name][""]) for name in _COUNTERS if name in plain}
+    figures |= {name: _counted(plain[name][""]) for name in COUNTERS if name in plain}
     figures |= {name: _histogram(name, of, where) for (name, _), of in parts.items()}
     return EngineSample(
         model_name=model_name,

@@ -1,4 +1,4 @@
-"""Arithmetic on histograms, checked by counting the observations themselves."""
+"""Quantiles of histograms, checked by counting the observations themselves."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specdecode.model.histogram import Quantile, difference, mean, quantile, total
+from specdecode.model.histogram import Quantile, quantile
 from specdecode.vllm.metrics import Histogram
 
 BOUNDS = (0.01, 0.025, 0.05, 0.1, math.inf)
@@ -16,47 +16,6 @@ observations = st.lists(st.integers(1, 200).map(lambda ms: ms / 1000), max_size=
 def of(values: list[float], bounds: tuple[float, ...] = BOUNDS) -> Histogram:
     counts = tuple(float(sum(v <= bound for v in values)) for bound in bounds)
     return Histogram(bounds, counts, math.fsum(values), float(len(values)))
-
-
-@settings(deadline=None)
-@given(observations, observations)
-def test_the_difference_is_what_was_observed_in_between(before: list[float], later: list[float]) -> None:
-    found = difference(of(before), of(before + later))
-    assert found is not None
-    assert (found.counts, found.count) == (of(later).counts, of(later).count)
-    assert found.sum == pytest.approx(sum(later), abs=1e-9)
-
-
-@given(observations, observations)
-def test_the_difference_without_buckets_has_what_a_mean_needs(before: list[float], later: list[float]) -> None:
-    found = difference(of(before), of(before + later), buckets=False)
-    assert found is not None
-    assert (found.bounds, found.counts, found.count) == ((math.inf,), (len(later),), len(later))
-    assert found.sum == pytest.approx(sum(later), abs=1e-9)
-
-
-@settings(deadline=None)
-@given(st.lists(observations, min_size=1, max_size=4))
-def test_the_total_is_what_was_observed_in_all(parts: list[list[float]]) -> None:
-    found, everything = total(map(of, parts)), of([v for part in parts for v in part])
-    assert found is not None
-    assert (found.counts, found.count) == (everything.counts, everything.count)
-    assert found.sum == pytest.approx(everything.sum, abs=1e-9)
-
-
-def test_histograms_that_do_not_match_have_no_difference_and_no_total() -> None:
-    other = of([0.02], (0.02, math.inf))
-    assert difference(of([0.02]), other) is None
-    assert difference(of([0.02, 0.03]), of([0.02])) is None, "a count fell"
-    assert difference(of([0.01, 0.2]), of([0.2, 0.2, 0.2])) is None, "the count rose, but one bucket fell"
-    assert total([of([0.02]), other]) is None
-    assert total([]) is None
-
-
-def test_a_mean_needs_an_observation() -> None:
-    assert mean(of([0.02, 0.04])) == pytest.approx(0.03)
-    assert mean(of([])) is None
-    assert mean(None) is None
 
 
 @pytest.mark.parametrize(

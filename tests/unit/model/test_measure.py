@@ -340,6 +340,29 @@ def test_pods_add_their_rates_over_their_own_times_and_lack_what_one_lacks() -> 
         measurement([])
 
 
+def test_pods_with_other_buckets_have_no_percentiles_together_and_their_means_still() -> None:
+    def wider(h: Histogram | None) -> Histogram:
+        assert h is not None
+        return Histogram((0.02, math.inf), h.counts[1:], h.sum, h.count)
+
+    others = {"ttft", "prompt_length"}
+    ours = change_between(*pages(BEFORE, AFTER), 10.0)
+    theirs = change_between(
+        *pages(*(dataclasses.replace(e, **{n: wider(getattr(e, n)) for n in others}) for e in (BEFORE, AFTER))), 10.0
+    )
+    assert isinstance(ours, Change) and isinstance(theirs, Change)
+    both = measurement([ours, theirs])
+    assert (both.ttft, both.ttft_seconds) == (None, None)
+    assert both.prompt_length == pytest.approx(100.0)
+    assert both.tpot is not None
+
+
+def test_more_positions_than_before_are_not_known_by_position() -> None:
+    found = measure(*pages(BEFORE, changed(accepted_per_position=(378.0, 246.0, 188.0, 1.0))), 10.0)
+    assert isinstance(found, Measurement)
+    assert (found.per_position, found.accepted_tokens) == (None, 312.0)
+
+
 def test_a_stalled_engine_shows_though_others_serve() -> None:
     busy = dataclasses.replace(BEFORE, engine="1", running=3.0)
     found = measure(Page((BEFORE, busy)), Page((AFTER, busy)), 60.0)

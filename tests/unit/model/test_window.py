@@ -234,7 +234,7 @@ def steps(count: float, *, start: float | None = 1.0, engines: int = 1, edge: fl
 def test_the_whole_begins_where_the_last_measurable_pages_do(pages: list[Page], tokens: float | Reason) -> None:
     change = window((15.0 * n, p) for n, p in enumerate(pages)).change
     if isinstance(change, Change):
-        assert change.figures.generation_tokens == tokens
+        assert change.totals.counter("generation_tokens") == tokens
     else:
         assert change is not None and change.reason is tokens
 
@@ -336,7 +336,7 @@ def stretches(readings: list[Reading], request_steps: float) -> list[tuple[float
     first = readings[0]
     for reading in readings[1:]:
         own, whole = reading.change, change_between(first.page, reading.page, reading.t - first.t)
-        if not isinstance(own, Change) or own.figures.inter_token is None:
+        if not isinstance(own, Change) or own.totals.count("inter_token") is None:
             first = reading
             continue
         count = _count_of(whole)
@@ -347,5 +347,4 @@ def stretches(readings: list[Reading], request_steps: float) -> list[tuple[float
 
 
 def _count_of(change: Change | Unmeasured) -> float | None:
-    histogram = change.figures.inter_token if isinstance(change, Change) else None
-    return None if histogram is None else histogram.count
+    return change.totals.count("inter_token") if isinstance(change, Change) else None
