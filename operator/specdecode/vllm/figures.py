@@ -20,6 +20,11 @@ HISTOGRAMS = (*WITH_QUANTILES, "inter_token", "iteration_tokens", "queue_time", 
 POSITIONS = "accepted_per_position"
 
 
+_AT = {name: i for i, name in enumerate((*COUNTERS, *HISTOGRAMS))}
+"""Places in a row of totals of the counters and of the counts of histograms."""
+_COUNTS = len(_AT)
+
+
 @dataclass(frozen=True, slots=True)
 class Histogram:
     """A Prometheus histogram."""
@@ -63,31 +68,33 @@ class Totals:
 
     def counter(self, name: str) -> float | None:
         """A counter; None where the page has none."""
-        return None if name in self.shape.missing else self.row[COUNTERS.index(name)]
+        return None if name in self.shape.missing else self.row[_AT[name]]
 
     def count(self, name: str) -> float | None:
         """Observations of a histogram; None where the page has none."""
-        return None if name in self.shape.missing else self.row[len(COUNTERS) + HISTOGRAMS.index(name)]
+        return None if name in self.shape.missing else self.row[_AT[name]]
 
     def mean(self, name: str) -> float | None:
         """Sum over count of a histogram; None without observations."""
-        i = HISTOGRAMS.index(name)
-        count = self.row[len(COUNTERS) + i]
-        return self.row[i - len(HISTOGRAMS)] / count if count > 0 else None
+        count = self.row[_AT[name]]
+        return self.row[_AT[name] - _COUNTS] / count if count > 0 else None
 
     @property
     def positions(self) -> tuple[float, ...]:
         """Accepted tokens by position."""
-        start = len(COUNTERS) + len(HISTOGRAMS)
-        return self.row[start : start + self.shape.positions]
+        return self.row[_COUNTS : _COUNTS + self.shape.positions]
 
     def histogram(self, name: str) -> Histogram | None:
         """One of those of which quantiles are asked for."""
-        i = WITH_QUANTILES.index(name)
-        bounds, count = self.shape.bounds[i], self.count(name)
-        if bounds is None or count is None:
+        start = _COUNTS + self.shape.positions
+        for other, bounds in zip(WITH_QUANTILES, self.shape.bounds, strict=False):
+            end = start + len(bounds or ())
+            if other == name:
+                break
+            start = end
+        if bounds is None:
             return None
-        return Histogram(bounds, tuple(self._parts)[3 + i], self.row[i - len(HISTOGRAMS)], count)
+        return Histogram(bounds, self.row[start:end], self.row[_AT[name] - _COUNTS], self.row[_AT[name]])
 
     @property
     def _parts(self) -> Iterator[tuple[float, ...]]:
