@@ -6,9 +6,11 @@ Interrupted (Ctrl-C), it counts the days that it has run. A day that was harmed 
 
 The operator may cost what its canaries lost while they were measured, what the pods that were left lost while one given
 up for a canary started and came back, and `NOISE`: more is harm, unless it served requests that alone would still wait
-at the end of the day, or all requests faster for having waited less. Writes benchmarks/results/no-harm.json, with the
-worst scenarios as YAML: saved in benchmarks/scenarios (where the acceptance table lies that some of them name), they
-run with `specdecode simulate`.
+at the end of the day, or all requests faster for having waited less, or it was chance: a day that looks harmed is run
+again with other seeds. Beside the operator plays who knows all of the present, and nothing of the future.
+
+Writes benchmarks/results/no-harm.json, with the worst scenarios as YAML: saved in benchmarks/scenarios (where the
+acceptance table lies that some of them name), they run with `specdecode simulate`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from specdecode.api.v1alpha1 import Outcome
 from specdecode.policy.decision import Reason
 from specdecode.policy.spare import NO_CAPACITY
 from specdecode.sim.twin.agents import START, Look
-from specdecode.sim.twin.result import ALONE, OPERATOR, Result
+from specdecode.sim.twin.result import ALONE, INFORMED, OPERATOR, Result
 from specdecode.sim.twin.run import simulate
 from specdecode.sim.twin.scenario import Scenario, parse_scenario
 from specdecode.sim.twin.simulation import BUCKET
@@ -46,6 +48,8 @@ MANY = 0.01
 """Share of a day's requests, or of their time, that makes a difference where they wait."""
 REPEATED = 20
 """Of so many scenarios the service left alone is run again with another seed, to see the noise."""
+OTHER_SEEDS = (1_000_000, 2_000_000)
+"""What is added to the seed of a day that looks harmed, to see whether that was chance."""
 WORST = 10
 
 Json = dict[str, Any]
@@ -121,10 +125,21 @@ def _seconds(time: str) -> float:
 
 
 def judge(text: str, *, seed: int | None = None) -> Json:
-    """One scenario: how much slower the operator was, what its canaries cost, and what is left as harm."""
-    scenario, exhausted = scenario_of(text), Exhausted()
-    result = simulate(scenario, [OPERATOR, ALONE], seed=seed, watch=exhausted.watch)
-    ours, alone = result.agents[OPERATOR], result.agents[ALONE]
+    """One scenario: how much slower the operator was, what its canaries cost, and what is left as harm; again, if there
+    is any."""
+    scenario = scenario_of(text)
+    day = _judged(text, scenario, seed)
+    if not is_harmed(day):
+        return day
+    first = scenario.seed if seed is None else seed
+    again = [_judged(text, scenario, first + more)["harm"] for more in OTHER_SEEDS]
+    return day | {"harm_with_other_seeds": again}
+
+
+def _judged(text: str, scenario: Scenario, seed: int | None) -> Json:
+    exhausted = Exhausted()
+    result = simulate(scenario, [OPERATOR, ALONE, INFORMED], seed=seed, watch=exhausted.watch)
+    ours, alone, informed = (result.agents[name] for name in (OPERATOR, ALONE, INFORMED))
     slower = ours["tpot_mean"] / alone["tpot_mean"] - 1
     cost, given_up = probe_cost(result, scenario), given_up_cost(result, scenario)
     return {
@@ -134,6 +149,12 @@ def judge(text: str, *, seed: int | None = None) -> Json:
         "given_up_cost": round(given_up, 5),
         "harm": round(slower - cost - given_up, 5),
         "requests_slower": round(_request_seconds(ours) / _request_seconds(alone) - 1, 5),
+        "informed": {
+            "harm": round(informed["tpot_mean"] / alone["tpot_mean"] - 1, 5),
+            "requests_slower": round(_request_seconds(informed) / _request_seconds(alone) - 1, 5),
+            "waiting_at_end": {"operator": informed["waiting_at_end"], "alone": alone["waiting_at_end"]},
+            "rolls": informed["rolls"],
+        },
         "waiting_at_end": {"operator": ours["waiting_at_end"], "alone": alone["waiting_at_end"]},
         "requests": round(sum(row["requests_per_second"] for row in result.timeline) * BUCKET),
         "alone_tpot_ms": round(1e3 * alone["tpot_mean"], 2),
@@ -166,7 +187,13 @@ def is_harmed(day: Json) -> bool:
     batch that this takes."""
     waiting = day["waiting_at_end"]
     served_more = waiting["alone"] - waiting["operator"] > MANY * day["requests"]
-    return day["harm"] > NOISE and not served_more and day["requests_slower"] > -MANY
+    harm = statistics.fmean([day["harm"], *day.get("harm_with_other_seeds", ())])
+    return min(day["harm"], harm) > NOISE and not served_more and day["requests_slower"] > -MANY
+
+
+def informed_is_harmed(day: Json) -> bool:
+    """The same of who knows all of the present, and pays for no canary."""
+    return is_harmed(day["informed"] | {"requests": day["requests"]})
 
 
 def most_in_a_day(times: Sequence[float]) -> int:
@@ -195,6 +222,11 @@ def summary(judged: Sequence[Json], noises: Sequence[float]) -> Json:
         "scenarios": len(judged),
         "harmed": len(harmed),
         "worst_harm": max((j["harm"] for j in harmed), default=0.0),
+        "harmed_by_chance": sum("harm_with_other_seeds" in j for j in judged) - len(harmed),
+        "informed_harmed": sum(informed_is_harmed(j) for j in judged),
+        "informed_worst_harm": max((j["informed"]["harm"] for j in judged if informed_is_harmed(j)), default=0.0),
+        "informed_median_faster": round(1 / (1 + statistics.median(j["informed"]["harm"] for j in judged)) - 1, 4),
+        "harmed_both": sum(informed_is_harmed(j) for j in harmed),
         "harmed_but_for_given_up_pods": sum(is_harmed(j | {"harm": j["harm"] + j["given_up_cost"]}) for j in judged)
         - len(harmed),
         "slower_but_wait_less": sum(j["harm"] > NOISE for j in judged) - len(harmed),
@@ -225,7 +257,12 @@ def lines(found: Json) -> Iterator[str]:
     yield (
         f"{found['scenarios']} scenarios: {found['harmed']} harmed (slower by more than what the canaries cost and"
         f" {NOISE:.1%} of noise), worst {found['worst_harm']:+.2%};"
+        f" {found['harmed_by_chance']} more looked so and were not with other seeds;"
         f" {found['harmed_but_for_given_up_pods']} more if what pods given up for canaries cost were not taken off"
+    )
+    yield (
+        f"who knows all of the present: {found['informed_harmed']} harmed, worst {found['informed_worst_harm']:+.2%},"
+        f" {found['harmed_both']} of them with the operator; median {found['informed_median_faster']:+.1%}"
     )
     yield (
         f"{found['slower_but_wait_less']} more were slower by the token, but made requests wait less;"

@@ -14,7 +14,7 @@ from specdecode.policy.behind import BEHIND_FOR, carries, long_behind
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Decision, Reason
 from specdecode.policy.guards import breaks_tpot_limit
-from specdecode.policy.observation import Observation
+from specdecode.policy.observation import AT_THE_LIMIT, Observation
 from specdecode.policy.options import describe
 from specdecode.policy.past import fell_behind
 from specdecode.policy.track_record import was_slower
@@ -25,7 +25,8 @@ OWN_MAY_LOSE = 0.25
 
 def overloaded_by_ours(o: Observation) -> Decision | None:
     """The pods have long fallen behind with what the user did not choose, and what they did choose is expected to carry
-    more, or nobody knows: a canary, one pod more, cannot tell, so it gets to run."""
+    more, or nobody knows: a canary, one pod more, cannot tell, so it gets to run. Where nobody knows, it is enough that
+    they are about to fall behind: what spoke for leaving it was seen where there was less to do."""
     e, pair = o.estimates, _ours_and_theirs(o)
     if pair is None:
         return None
@@ -37,7 +38,7 @@ def overloaded_by_ours(o: Observation) -> Decision | None:
     if breaks_tpot_limit(o, own) or fell_behind(o, own.profile):
         return None
     carried = carries(o)
-    if carried is None or not long_behind(o):
+    if carried is None or not long_behind(o, AT_THE_LIMIT if e.own_is_untried else 1.0):
         return None
     if would.capacity is not None and would.capacity.high < carried:
         return None
@@ -46,8 +47,8 @@ def overloaded_by_ours(o: Observation) -> Decision | None:
         o,
         own,
         Reason.OVERLOADED,
-        f"the pods have fallen behind with {describe(active)} for {format_duration(BEHIND_FOR)}, and {more}, which"
-        " the manifest asks for: it gets to run",
+        f"the pods have fallen behind with {describe(active)} for {format_duration(BEHIND_FOR)}, or nearly so, and"
+        f" {more}, which the manifest asks for: it gets to run",
     )
 
 

@@ -8,7 +8,7 @@ from specdecode.model.loads import DAY
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.observation import AT_THE_LIMIT, Observation
 
-BEHIND_FOR = 1800.0
+BEHIND_FOR = 900.0
 """Seconds for which more is asked than the pods can carry before that counts as more than a burst."""
 
 
@@ -24,13 +24,14 @@ def carries(o: Observation) -> float | None:
     return carried
 
 
-def long_behind(o: Observation) -> bool:
-    """Whether more is asked than the pods carry, for `BEHIND_FOR` now and with what runs now."""
+def long_behind(o: Observation, margin: float = 1.0) -> bool:
+    """Whether more is asked than the pods carry, or less by a factor of `margin`, for `BEHIND_FOR` now and with what
+    runs now."""
     carried, since, last = carries(o), o.now - BEHIND_FOR, o.last_success
     asked = o.loads.between(since, o.now) if o.loads.at(since) is not None else None
     if carried is None or asked is None or (last is not None and seconds_of(last.finished_at) > since):
         return False
-    return asked[0] >= carried * o.serving
+    return asked[0] * margin >= carried * o.serving
 
 
 def may_fall_behind(o: Observation) -> bool:

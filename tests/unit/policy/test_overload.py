@@ -34,20 +34,24 @@ from support.world import NOW, menu, rendered, spec
     [
         (falling_behind(), True),
         (falling_behind("disabled"), False),
-        (falling_behind(minutes=15), False),
+        (falling_behind(headroom=1.05), True),
+        (falling_behind(minutes=10), False),
         (falling_behind(headroom=1.2), False),
         (falling_behind(untried=False), False),
+        (carrying(falling_behind(untried=False, headroom=1.05), 1.07), False),
         (falling_behind(most=0.9), False),
-        (falling_behind(history=(entry(ago=900.0, target="disabled"),)), False),
+        (falling_behind(history=(entry(ago=600.0, target="disabled"),)), False),
         (forgetful(falling_behind()), False),
         (falling_behind(policy=spec(mode="Recommend")), False),
     ],
     ids=[
         "nobody has seen what it carries",
         "it is what runs",
+        "nobody has seen what it carries, and they just carry it",
         "not for long",
         "they carry the load",
         "it was seen at such batches",
+        "it is expected to carry more, and they just carry it",
         "it is sure to carry less",
         "it was only just changed",
         "nobody knows for how long",
@@ -60,7 +64,7 @@ def test_pods_that_fall_behind_for_long_get_back_what_the_user_chose(o: Observat
     assert (d.reason is Reason.OVERLOADED) is d.change is asks
     if asks:
         assert d.target is not None and d.target.profile == "ngram" and d.required_gain == -OWN_MAY_LOSE
-        assert "fallen behind with disabled for 30m" in d.message
+        assert "fallen behind with disabled for 15m" in d.message
         assert d.held_back is None
 
 
@@ -76,7 +80,7 @@ def test_that_the_cache_of_what_the_user_chose_would_be_as_full_is_no_objection_
 
 def test_what_the_user_chose_gets_back_as_well_where_it_is_expected_to_carry_more() -> None:
     d = decide(carrying(falling_behind(untried=False), 0.9))
-    assert d.reason is Reason.OVERLOADED and "for 30m, and ngram carries more" in d.message
+    assert d.reason is Reason.OVERLOADED and "for 15m, or nearly so, and ngram carries more" in d.message
 
 
 @pytest.mark.parametrize(("waiting", "asks"), [(500.0, True), (0.0, False)], ids=["a queue", "none"])

@@ -220,7 +220,7 @@ def test_a_pod_is_given_up_only_where_the_others_carry_the_load(running: float, 
 
 def test_in_a_burst_no_pod_is_given_up() -> None:
     """It would be over before the canary had started."""
-    rollout = no_room(0.9, 1.5, minutes=15).rollout
+    rollout = no_room(0.9, 1.5, minutes=10).rollout
     assert rollout is not None and not rollout.give_up_one
 
 

@@ -83,6 +83,7 @@ def judged(
         "waiting_at_end": {"operator": waiting[0], "alone": waiting[1]},
         "requests": 10_000, "requests_slower": requests,
         "most_changes_in_a_day": 2, "exhausted": {"changes": 0, "restarts": 0}, "predictions": 10, "covered": 9,
+        "informed": {"harm": 0.0, "requests_slower": 0.0, "waiting_at_end": {"operator": 0, "alone": 0}, "rolls": 1},
     }  # fmt: skip
 
 
@@ -91,6 +92,27 @@ def test_the_summary_tells_harm_from_what_canaries_cost(bench: ModuleType) -> No
     assert (found["scenarios"], found["harmed"], found["worst"][0]["name"]) == (3, 1, "harmed")
     assert (found["slower_by_1_percent_or_more"], found["faster_by_1_percent_or_more"]) == (2, 1)
     assert found["interval_coverage"] == 0.9
+
+
+def test_what_another_seed_does_not_show_was_chance(bench: ModuleType) -> None:
+    """Nor is a day harmed that only looks so with other seeds: its own is one of them."""
+    days = [
+        judged("always", 0.02, 0.0) | {"harm_with_other_seeds": [0.02, 0.015]},
+        judged("by chance", 0.006, 0.0) | {"harm_with_other_seeds": [0.001, -0.002]},
+    ]
+    found = bench.summary(days, [])
+    assert (found["harmed"], found["harmed_by_chance"], found["worst"][0]["name"]) == (1, 1, "always")
+
+
+def test_who_knows_all_of_the_present_is_judged_alike_but_for_canaries(bench: ModuleType) -> None:
+    informed = {"harm": 0.1, "requests_slower": 0.1, "waiting_at_end": {"operator": 0, "alone": 0}, "rolls": 3}
+    days = [
+        judged("both", 0.2, 0.0) | {"informed": informed},
+        judged("informed only", 0.0, 0.0) | {"informed": informed},
+        judged("waits less", 0.0, 0.0) | {"informed": informed | {"requests_slower": -0.1}},
+    ]
+    found = bench.summary(days, [])
+    assert (found["informed_harmed"], found["harmed_both"], found["informed_worst_harm"]) == (2, 1, 0.1)
 
 
 @pytest.mark.parametrize(

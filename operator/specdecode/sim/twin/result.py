@@ -13,7 +13,7 @@ from specdecode.sim.twin.simulation import Simulation
 from specdecode.sim.twin.world import World
 
 OPERATOR, ALONE, ORACLE = "operator", "alone", "oracle"
-THRESHOLD, SCHEDULE, EMA = "threshold-only", "schedule-only", "ema"
+THRESHOLD, SCHEDULE, EMA, INFORMED = "threshold-only", "schedule-only", "ema", "informed"
 STATIC = "static:"
 
 Json = dict[str, Any]

@@ -18,10 +18,12 @@ from specdecode.sim.twin.agents import Alone, Look, Operator
 from specdecode.sim.twin.baselines import AcceptedLengthTiers, Planned, ThresholdOnly, scheduled_by_hand
 from specdecode.sim.twin.calibration import Calibration
 from specdecode.sim.twin.deployment import GRACE
+from specdecode.sim.twin.informed import Informed
 from specdecode.sim.twin.oracle import choices, plan
 from specdecode.sim.twin.result import (
     ALONE,
     EMA,
+    INFORMED,
     OPERATOR,
     ORACLE,
     SCHEDULE,
@@ -50,14 +52,16 @@ def simulate(
 ) -> Result:
     """Run a scenario.
 
-    `agents` names those that take part, all by default; `watch` sees every tick of the operator. With two `processes`
-    the other agents are simulated in one of their own, with the same figures but for rounding. Raises ScenarioError.
+    `agents` names those that take part, all but the informed one by default; `watch` sees every tick of the operator.
+    With two `processes` the other agents are simulated in one of their own, with the same figures but for rounding.
+    Raises ScenarioError.
     """
     began = time.perf_counter()
     seed = scenario.seed if seed is None else seed
     world = world_of(scenario)
     cast = _cast(world, seed)
-    wanted = list(dict.fromkeys(agents if agents is not None else [OPERATOR, *(scenario.baselines or cast)]))
+    baselines = scenario.baselines or [name for name in cast if name != INFORMED]
+    wanted = list(dict.fromkeys(agents if agents is not None else [OPERATOR, *baselines]))
     if unknown := [name for name in wanted if name not in cast]:
         raise ScenarioError(f"agents: there is no {', '.join(unknown)}; there are {', '.join(cast)}")
     others = [name for name in wanted if name != OPERATOR]
@@ -121,13 +125,19 @@ def _cast(world: World, seed: int, watch: Callable[[Look], None] | None = None) 
         THRESHOLD: threshold_only,
         SCHEDULE: lambda: Player(SCHEDULE, Alone(), scheduled_by_hand(first, world.times, scenario.version)),
         EMA: lambda: Player(EMA, AcceptedLengthTiers(first, world.times), first),
+        INFORMED: lambda: Player(INFORMED, Informed(world, _choices(world)), start),
     }
+
+
+def _choices(world: World) -> list[Option]:
+    """What can run, beginning with what runs at first."""
+    start = world.options[world.scenario.start]
+    return [start, *(o for o in choices(world) if o != start)]
 
 
 def _oracle(world: World, seed: int) -> Player:
     """The clairvoyant, after a rehearsal of everything that it could run. It begins with what runs at first."""
-    start = world.options[world.scenario.start]
-    options = [start, *(o for o in choices(world) if o != start)]
+    options = _choices(world)
     rehearsal = Simulation(
         world.in_steps_of(world.dt * REHEARSAL),
         [Player(str(i), Alone(), option) for i, option in enumerate(options)],
