@@ -257,7 +257,11 @@ class RolloutStatus(ApiModel):
     required_gain: float = Field(description="Gain that the canary must show.")
     protect_tail: bool = Field(False, description="Whether the canary must also keep the 99th percentile of TPOT.")
     before: float | None = Field(
-        None, description="What the canary is compared by, when the change began: mean TPOT in seconds as a rule."
+        None,
+        description="What the canary is compared by, as it was before there was one: mean TPOT in seconds as a rule.",
+    )
+    asked_before: float | None = Field(
+        None, description="Output tokens per second that users asked of all pods while that was measured."
     )
     load_correction: float = Field(
         0.0,

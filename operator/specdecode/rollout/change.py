@@ -7,13 +7,15 @@ from typing import Any
 
 from specdecode.api.v1alpha1 import HistoryEntry, Interval, Outcome, RolloutPhase, RolloutStatus
 from specdecode.model.cost import Option
+from specdecode.model.window import pods_together
 from specdecode.policy.clock import seconds_of, text_of
 from specdecode.policy.decision import GETS_TO_RUN, Decision, Reason
+from specdecode.policy.learning import ENOUGH_FINISHED
 from specdecode.policy.observation import Observation, Pod, Workload
 from specdecode.policy.options import Container, Menu, configuration, describe, fields_of, option_of
 from specdecode.policy.past import lost_today
 from specdecode.rollout.analysis import Terms, in_force, judge
-from specdecode.rollout.comparison import Circumstances, Figure, compare, value_of
+from specdecode.rollout.comparison import Circumstances, Figure, compare, value_of, wanted
 from specdecode.rollout.ending import Ending
 from specdecode.rollout.patch import Desired, borrowed, rest_of_template
 
@@ -197,6 +199,15 @@ def analysing(c: Change) -> Step:
     return c.roll_back(verdict.outcome, verdict.reason, verdict.message, gain)
 
 
+def measured_before(c: Change) -> dict[str, float]:
+    """What the pods did while the canary started, and had the whole load to themselves: what is to be updated in the
+    status. What was measured when the change was decided may be of the quieter minutes before it."""
+    windows = [p.window.since(seconds_of(c.rollout.started_at)) for p in c.baseline if p.answered]
+    m = pods_together(windows)
+    value = None if m is None or m.finished < ENOUGH_FINISHED else value_of(_compared_by(c.rollout.reason), m)
+    return {} if value is None else {"before": value, "asked_before": wanted(windows)}
+
+
 def _circumstances(c: Change, source: Option | None, target: Option | None) -> Circumstances:
     figure, profile = _compared_by(c.rollout.reason), c.rollout.target.profile
     # A canary in the place of another pod has the load that it will have.
@@ -207,7 +218,7 @@ def _circumstances(c: Change, source: Option | None, target: Option | None) -> C
     return Circumstances(
         figure=figure,
         before=c.rollout.before,
-        asked_before=_decided_at(c),
+        asked_before=c.rollout.asked_before or _decided_at(c),
         in_place=c.rollout.give_up_one,
         correction=correction,
         speaks_for_what_won=not drafts_no_more and not c.o.is_own(c.rollout.target),

@@ -8,7 +8,7 @@ the ratio still varies from block to block says how sure it is (Student's t over
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -161,7 +161,7 @@ def compare(
         figure=its.figure,
         fills=_growth(ours, since, now) > FILLS * max(1.0, _growth(theirs, since, now)),
         queued=(_queued(ours, measured), _queued(theirs, others)),
-        wanted=_wanted([*ours, *everyone]),
+        wanted=wanted([*ours, *everyone]),
         queue_of_before=_waiting(theirs) > max(FEW, QUEUED * _waiting(ours)),
         queue_elsewhere=_waiting(elsewhere) > max(FEW, QUEUED * _waiting(theirs)),
     )
@@ -229,7 +229,7 @@ def _queued(windows: Iterable[Window], together: Measurement | None) -> float:
     return math.fsum(queue_growth(w) for w in windows) * (length or 0.0)
 
 
-def _wanted(windows: list[Window]) -> float:
+def wanted(windows: Sequence[Window]) -> float:
     """See `Comparison.wanted`; as the load is reckoned for which a change is decided."""
     together = pods_together(windows)
     if together is None:

@@ -27,7 +27,7 @@ from specdecode.policy.options import Container, Menu, marked, option_of, same, 
 from specdecode.policy.spare import cannot_go_back, cannot_spare_one
 from specdecode.rollout import live
 from specdecode.rollout.analysis import in_force
-from specdecode.rollout.change import Change, because, begun
+from specdecode.rollout.change import Change, because, begun, measured_before
 from specdecode.rollout.change import Step as Step
 from specdecode.rollout.change import analysing as _analysing
 from specdecode.rollout.ending import Ending
@@ -213,6 +213,7 @@ def _starting(c: _Roll) -> Step:
         RolloutPhase.ANALYSING,
         f"measuring canary {canary.name} of {target} against {len(c.baseline)} pods of {c.rollout.source.profile}",
         canary_ready_at=text_of(c.o.now),
+        **({} if c.rollout.give_up_one else measured_before(c)),
     )
 
 

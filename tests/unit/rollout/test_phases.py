@@ -17,6 +17,7 @@ from specdecode.api.v1alpha1 import (
     SpecDecodePolicyStatus,
 )
 from specdecode.model.loads import BUCKET, LoadHistory
+from specdecode.model.window import pods_together
 from specdecode.policy.clock import text_of
 from specdecode.policy.decision import GETS_TO_RUN, Decision, Reason
 from specdecode.policy.observation import Observation, Pod, Workload
@@ -204,6 +205,26 @@ def no_room(
     measured = replace(e.measured, waiting=waiting_requests)
     estimates = replace(e, running=replace(e.running, headroom=running), predictions=predictions, measured=measured)
     return advance(replace(o, estimates=estimates), HOLD)
+
+
+@pytest.mark.parametrize(
+    ("began", "in_place", "known"),
+    [(NOW - 60, False, True), (NOW - 60, True, False), (NOW, False, False)],
+    ids=["they had the whole load to themselves", "one of them was missing", "too short a time"],
+)
+def test_what_the_pods_did_while_the_canary_started_is_what_it_is_seen_in_the_light_of(
+    began: float, in_place: bool, known: bool
+) -> None:
+    """When the change was decided, the window may still have been full of quieter minutes."""
+    rollout = {"started_at": text_of(began), "give_up_one": in_place, "before": 1.0}
+    step = advance(during(RolloutPhase.STARTING, *OLD, canary(), rollout=rollout), HOLD)
+    assert step.rollout is not None and step.rollout.phase is RolloutPhase.ANALYSING
+    measured = pods_together(p.window.since(began) for p in OLD)
+    if known:
+        assert measured is not None and step.rollout.before == measured.tpot_seconds
+        assert step.rollout.asked_before == measured.generation_tokens_per_second
+    else:
+        assert (step.rollout.before, step.rollout.asked_before) == (1.0, None)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ QUIET, BUSY = 1.0, 45.0
 """Requests per second at which n-gram makes two pods a third faster, and which it does not carry."""
 
 
-def day(*rates: tuple[str, float], **rollout: Any) -> dict[str, Any]:
+def day(*rates: tuple[str, float], others: tuple[str, ...] = (), **rollout: Any) -> dict[str, Any]:
     """Mean TPOT of everybody over two hours, in seconds, and the changes."""
     scenario = parse_scenario(
         yaml.safe_dump(
@@ -35,11 +35,12 @@ def day(*rates: tuple[str, float], **rollout: Any) -> dict[str, Any]:
                     "profiles": [{"name": "ngram", "method": "NGram", "numSpeculativeTokens": 5}],
                     "batchSizeTuning": {"mode": "Off"},
                     "rollout": rollout,
+                    "metrics": {"interval": "60s"},
                 },
             }
         )
     )
-    found = simulate(scenario, ["informed", "alone", "static:ngram"]).agents
+    found = simulate(scenario, ["informed", "alone", "static:ngram", *others]).agents
     return {name: figures["tpot_mean"] for name, figures in found.items()} | {"rolls": found["informed"]["rolls"]}
 
 
@@ -62,3 +63,10 @@ def test_it_keeps_to_the_cool_down_and_to_the_limit_of_changes() -> None:
     turns = [(f"{10 * n}m", QUIET if n % 2 else BUSY) for n in range(12)]
     assert day(*turns, cooldown="1h", maxChangesPerDay=6)["rolls"] <= 2
     assert day(*turns, cooldown="1m", maxChangesPerDay=3)["rolls"] == 3
+
+
+def test_the_operator_is_not_misled_by_the_room_that_a_canary_makes() -> None:
+    """Beside a third pod the two others are fast again, and a canary of the way back shows nothing: they were not while
+    it started, and would not be without it."""
+    found = day(("0s", QUIET), ("1h", BUSY), others=("operator",))
+    assert found["operator"] < 1.1 * found["alone"], "the way back is found within minutes of the rise"
