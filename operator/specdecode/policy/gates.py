@@ -180,7 +180,7 @@ def a_change_pays(o: Observation) -> Decision | None:
         gain, outlook = o.estimates.gain(option), o.estimates.outlooks.get(option.profile)
         if gain is None or outlook is None:
             continue
-        if not _pays(o, option, gain, outlook) or not _admissible(o, option):
+        if not _pays(o, option, gain, outlook) or not _admissible(o, option) or _no_time_for(o, option, gain):
             continue
         if best is None or outlook.benefit > best[0]:
             best = outlook.benefit, option, gain
@@ -193,6 +193,18 @@ def _pays(o: Observation, option: Option, gain: Estimate, outlook: Outlook) -> b
         return gain.value >= 0
     # What the manifest says, where it is surely faster, is owed to the user whatever it costs.
     return _is_owed(o, option, gain) or (gain.value >= _least_gain(o, option) and outlook.benefit > 0)
+
+
+def _no_time_for(o: Observation, option: Option, gain: Estimate) -> bool:
+    """Whether requests pile up on what the user did not choose, and an option is neither sure to be faster nor what
+    they did choose: its canary would cost the time that the way back takes."""
+    m = o.estimates.measured
+    piles_up = m is not None and (m.waiting or 0.0) > PILE * (m.batch_size or 0.0)
+    return piles_up and not o.is_own(o.active) and not o.is_own(option) and gain.low <= 0
+
+
+PILE = 0.1
+"""Share of the running requests from which those that wait are more than chance."""
 
 
 def _is_owed(o: Observation, option: Option, gain: Estimate) -> bool:
@@ -280,6 +292,8 @@ def worth_a_probe(o: Observation) -> Decision | None:
         # While the pods fall behind, a canary of what is not expected to carry the load either does no harm.
         saturated = o.estimates.predictions[option.profile].saturated
         if _barred(o, option) or _stuck(o, option) or (saturated and not o.estimates.overloaded):
+            continue
+        if _no_time_for(o, option, gain):
             continue
         outlook = o.estimates.outlooks.get(option.profile)
         lasts = min(MEMORY, outlook.duration) if outlook else MEMORY

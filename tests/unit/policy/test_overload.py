@@ -170,3 +170,29 @@ def test_nothing_is_turned_on_between_two_spikes_that_carries_less_of_them(
     d = decide(o)
     assert d.change is wanted
     assert wanted or "tokens/s per pod, and" in d.message
+
+
+TWO = [{"name": name, "method": "NGram", "numSpeculativeTokens": k} for name, k in (("ngram", 5), ("short", 2))]
+
+
+@pytest.mark.parametrize(
+    ("own", "waiting", "spread", "tried"),
+    [
+        ("short", 5.0, 3.0, False),
+        ("short", 0.0, 3.0, True),
+        ("short", 5.0, 1.05, True),
+        ("disabled", 5.0, 3.0, True),
+        ("ngram", 5.0, 3.0, True),
+    ],
+    ids=["neither sure nor theirs", "no queue", "sure to be faster", "theirs is what runs", "it is theirs"],
+)
+def test_while_requests_pile_up_on_what_the_user_did_not_choose_nothing_is_tried_that_only_may_be_faster(
+    own: str, waiting: float, spread: float, tried: bool
+) -> None:
+    """Its canary would cost the time that the way back takes."""
+    o = expecting(0.3, spread=spread, policy=spec(profiles=TWO))
+    m = o.estimates.measured
+    assert m is not None
+    o = replace(o, menu=menu(o.policy, rendered(menu(o.policy), own)))
+    d = decide(unable(o, measured=replace(m, batch_size=40.0, waiting=waiting)))
+    assert (d.reason in (Reason.WORTH_A_CANARY, Reason.CHEAPER_PROFILE)) is d.change is tried
