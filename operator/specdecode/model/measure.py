@@ -92,6 +92,21 @@ class Change:
         """Requests that ended, however."""
         return sum(self.requests.values())
 
+    @property
+    def steps(self) -> float | None:
+        """Engine steps."""
+        return self.totals.count("iteration_tokens")
+
+    @property
+    def request_steps(self) -> float | None:
+        """Decode steps summed over requests."""
+        return self.totals.count("inter_token")
+
+    @property
+    def requests_per_step(self) -> float | None:
+        """B, as `Measurement` has it."""
+        return _ratio(self.request_steps, self.steps)
+
 
 @dataclass(frozen=True)
 class Percentiles:
@@ -193,23 +208,22 @@ def change_between(before: Page, after: Page, seconds: float) -> Change | Unmeas
         return Unmeasured(Reason.CLOCK_WENT_BACK, f"the later page is not later: {seconds:g} s")
     if None not in (before.process_start, after.process_start) and before.process_start != after.process_start:
         return Unmeasured(Reason.RESTARTED, "the server process started anew between the pages")
-    old = {(e.model_name, e.engine): e for e in before.engines}
-    new = {(e.model_name, e.engine): e for e in after.engines}
-    if old.keys() != new.keys():
-        return Unmeasured(Reason.ENGINES_CHANGED, f"engines were {sorted(old)}, are {sorted(new)}")
+    were, are = ([(e.model_name, e.engine) for e in page.engines] for page in (before, after))
+    if were != are:
+        return Unmeasured(Reason.ENGINES_CHANGED, f"engines were {were}, are {are}")
     answers = _answers(before, after)
     if isinstance(answers, Unmeasured):
         return answers
     grown, requests, activities = [], [], []
-    for key, sample in new.items():
-        totals, finished = _growth(old[key], sample), _finished(old[key], sample)
+    for old, new in zip(before.engines, after.engines, strict=True):
+        totals, finished = _growth(old, new), _finished(old, new)
         if isinstance(totals, Unmeasured):
             return totals
         if isinstance(finished, Unmeasured):
             return finished
         grown.append(totals)
         requests.append(finished)
-        activities.append(_activity(old[key], sample, totals, seconds))
+        activities.append(_activity(old, new, totals, seconds))
     return Change(
         seconds=seconds,
         totals=_added(grown),
@@ -222,8 +236,8 @@ def change_between(before: Page, after: Page, seconds: float) -> Change | Unmeas
     )
 
 
-def measurement(changes: Sequence[Change], *, percentiles: bool = True) -> Measurement:
-    """What the changes, of one pod or of several over the same time, say together; on request without percentiles.
+def measurement(changes: Sequence[Change]) -> Measurement:
+    """What the changes, of one pod or of several over the same time, say together.
 
     A figure that one of the pods does not expose is not measurable for all of them. Raises ValueError without changes.
     """
@@ -245,8 +259,8 @@ def measurement(changes: Sequence[Change], *, percentiles: bool = True) -> Measu
         tpot_seconds=t.mean("tpot"),
         ttft_seconds=t.mean("ttft"),
         queue_seconds=t.mean("queue_time"),
-        tpot=_percentiles(t.histogram("tpot")) if percentiles else None,
-        ttft=_percentiles(t.histogram("ttft")) if percentiles else None,
+        tpot=_percentiles(t.histogram("tpot")),
+        ttft=_percentiles(t.histogram("ttft")),
         batch_size=now.running,
         requests_per_step=_ratio(request_steps, steps),
         waiting=now.waiting,

@@ -55,13 +55,8 @@ class Reading:
     """Time of the first of the readings up to this one between all of which changes could be measured."""
 
     @cached_property
-    def part(self) -> Measurement | None:
-        """What the time since the reading before says, without percentiles; None where it cannot be measured."""
-        return measurement([self.change], percentiles=False) if isinstance(self.change, Change) else None
-
-    @cached_property
     def pace(self) -> tuple[float, float] | None:
-        """Output tokens per second since the reading before, and requests that ended; None as above."""
+        """Output tokens per second since the reading before, and requests that ended; None where that is not known."""
         change = self.change
         if not isinstance(change, Change):
             return None
@@ -142,26 +137,21 @@ class Window:
         """What `change` says."""
         return measurement([self.change]) if isinstance(self.change, Change) else self.change
 
-    @property
-    def parts(self) -> tuple[Measurement, ...]:
-        """What the times between consecutive readings say, oldest first, where they can be measured."""
-        return tuple(r.part for r in self.readings[1:] if r.part is not None)
-
-    def stretches(self, request_steps: float) -> Iterator[tuple[float, Measurement]]:
+    def stretches(self, request_steps: float) -> Iterator[tuple[float, Change]]:
         """The window in stretches as short as can be that hold so many request-steps each: when they ended, and what
-        they say. One reading each, but where an engine is slow or has little to do."""
+        happened in them. One reading each, but where an engine is slow or has little to do."""
         first = 0
         for i, reading in enumerate(self.readings[1:], 1):
-            stretch: Measurement | Unmeasured | None = reading.part
-            if not isinstance(stretch, Measurement) or stretch.request_steps is None:
+            stretch = reading.change
+            if not isinstance(stretch, Change) or stretch.request_steps is None:
                 first = i
                 continue
             if i - first > 1:
                 # A look at two counts, not at two pages: most stretches are too short.
                 if not _request_steps(reading.page) - _request_steps(self.readings[first].page) >= request_steps:
                     continue
-                stretch = Window(self.seconds, self.limit, self.readings[first : i + 1]).measurement
-            if isinstance(stretch, Measurement) and (stretch.request_steps or 0.0) >= request_steps:
+                stretch = Window(self.seconds, self.limit, self.readings[first : i + 1]).change
+            if isinstance(stretch, Change) and (stretch.request_steps or 0.0) >= request_steps:
                 yield reading.t, stretch
                 first = i
 
@@ -180,7 +170,7 @@ class Window:
         return Activity.STALLED if activity is Activity.WAITING and quiet >= STALL_SECONDS else activity
 
 
-_time = attrgetter("t")
+_time, _rate, _drafted = attrgetter("t"), attrgetter("rate"), attrgetter("drafted")
 
 
 def _request_steps(page: Page) -> float:
@@ -232,10 +222,10 @@ class Spread:
 
 def acceptance_spread(windows: Iterable[Window]) -> Spread | None:
     """The spread over all windows, in parts of at least `ENOUGH_DRAFTED` tokens; None where less was drafted."""
-    rates = sorted(part for window in windows for part in drafting_parts(window))
+    rates = sorted((part for window in windows for part in drafting_parts(window)), key=_rate)
     if not rates:
         return None
-    reached = list(accumulate(part.drafted for part in rates))
+    reached = list(accumulate(map(_drafted, rates)))
     drafted = reached[-1]
     p10, p50, p90 = (rates[bisect_left(reached, q * drafted)].rate for q in (0.1, 0.5, 0.9))
     return Spread(p10, p50, p90, drafted)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from statistics import fmean
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -13,10 +14,7 @@ import numpy as np
 from specdecode.api.v1alpha1 import BatchSizeTuningMode, Outcome, RolloutPhase
 from specdecode.model.cost import Band, CostModel, OfferedLoad, Option, Prediction
 from specdecode.model.estimate import Estimate
-from specdecode.model.knowledge import (
-    Knowledge,
-    nearly_same,
-)
+from specdecode.model.knowledge import Knowledge, nearly_same
 from specdecode.model.learnt import LearntModel
 from specdecode.model.loads import LoadHistory
 from specdecode.model.measure import Change, Measurement
@@ -225,10 +223,11 @@ def _variation(windows: list[Window]) -> float:
     paces = [pace for w in windows for r in w.readings[1:] if (pace := r.pace) is not None]
     if len(paces) < ENOUGH_READINGS:
         return 0.0
-    rates, ended = np.array(paces).T
-    if not (mean := rates.mean()):
+    rates, ended = zip(*paces, strict=True)
+    if not (mean := fmean(rates)):
         return 0.0
-    spread = float(rates.var() / mean**2 - 2.0 / max(ended.mean(), 1.0))
+    variance = math.dist(rates, [mean] * len(rates)) ** 2 / len(rates)
+    spread = variance / mean**2 - 2.0 / max(fmean(ended), 1.0)
     variation = math.sqrt(math.log1p(max(spread, 0.0)))
     return min(variation, LARGEST_VARIATION) if variation > SMALLEST_VARIATION else 0.0
 

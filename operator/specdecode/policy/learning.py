@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from specdecode.model.cost import OfferedLoad, Option, Prediction
 from specdecode.model.knowledge import ENOUGH_REQUEST_STEPS, MOST_RESIDUAL, Knowledge, Residual, StepTime, learn
-from specdecode.model.measure import Change, Measurement, measurement
+from specdecode.model.measure import Change, Gauges, Measurement, measurement
 from specdecode.model.service import Glance, add
 from specdecode.model.window import ENOUGH_DRAFTED, Window, acceptance_spread, pods_together, queue_growth
 from specdecode.policy.ageing import aged, served
@@ -48,8 +48,8 @@ def learnt_from(o: Observation, windows: Mapping[str, Window]) -> Mapping[str, K
         k, measured = _drafting(option, ours)
         # Reading by reading, if it can be: the longer the stretch, the more batch sizes are in its mean.
         new = [s for w in ours for s in w.since(known.learnt_at).stretches(ENOUGH_REQUEST_STEPS)]
-        variance = _unevenness([m for _, m in new]) ** 2
-        steps = [step for t, m in new if (step := _step(option, m, t, variance)) is not None]
+        variance = _unevenness([stretch for _, stretch in new]) ** 2
+        steps = [step for t, stretch in new if (step := _step(option, stretch, t, variance)) is not None]
         if (measured is None or not measured.request_steps) and not steps:
             continue
         acceptance = acceptance_of(measured, ours)
@@ -91,9 +91,8 @@ def _drafting(option: Option, windows: list[Window]) -> tuple[int | None, Measur
         return speculation.num_speculative_tokens if speculation else None, pods_together(windows)
     by_k: dict[int, list[Change]] = {}
     for reading in (r for w in windows for r in w.readings[1:]):
-        k = _clear_k(option, reading.part.requests_per_step) if reading.part else None
-        if k and isinstance(reading.change, Change):
-            by_k.setdefault(k, []).append(reading.change)
+        if isinstance(change := reading.change, Change) and (k := _clear_k(option, change.requests_per_step)):
+            by_k.setdefault(k, []).append(change)
     for k, changes in sorted(by_k.items(), reverse=True):
         together = measurement(changes)
         if (together.draft_tokens or 0.0) >= ENOUGH_DRAFTED:
@@ -112,42 +111,50 @@ def _clear_k(option: Option, batch: float | None) -> int | None:
     return low if low == high else None
 
 
-def _off_pace(m: Measurement) -> float | None:
+def _off_pace(stretch: Change) -> float | None:
     """log of the mean time from step to step over the steps' own time, as their requests felt it. Below 0: the steps
     differed, and more requests felt the long ones; above: the engine was idle between them. None where it is idle as a
     matter of course, or nothing was measured."""
-    if not m.steps or not m.step_seconds or (m.requests_per_step or 0.0) <= FEW:
+    steps, step_seconds = stretch.steps, stretch.totals.mean("inter_token")
+    if not steps or not step_seconds or (stretch.requests_per_step or 0.0) <= FEW:
         return None
-    return math.log(m.seconds / m.steps * m.engines / m.step_seconds)
+    return math.log(stretch.seconds / steps * stretch.engines / step_seconds)
 
 
-def _unevenness(measured: Iterable[Measurement]) -> float:
+def _unevenness(stretches: Iterable[Change]) -> float:
     """By how much stretches are off their pace on average: where bursts are shorter than a stretch, one that is not
     off is so by chance."""
-    off = [abs(pace) for m in measured if (pace := _off_pace(m)) is not None]
+    off = [abs(pace) for stretch in stretches if (pace := _off_pace(stretch)) is not None]
     return sum(off) / len(off) if off else 0.0
 
 
-def _step(option: Option, m: Measurement, t: float, variance: float) -> StepTime | None:
+def _step(option: Option, stretch: Change, t: float, variance: float) -> StepTime | None:
     """The mean step of a pod in a stretch that ended at `t`; `variance` where its batch is not a small one."""
-    k = _clear_k(option, m.requests_per_step)
-    b, seconds = m.requests_per_step, m.step_seconds
-    if k is None or not b or not seconds or not m.steps:
+    totals, steps, b = stretch.totals, stretch.steps, stretch.requests_per_step
+    k, seconds = _clear_k(option, b), totals.mean("inter_token")
+    if k is None or not b or not seconds or not steps:
         return None
-    pace = _off_pace(m)
+    pace = _off_pace(stretch)
     if pace is not None and abs(pace) > STEADY:
         return None
-    drafted = (m.draft_tokens or 0.0) / (m.request_steps or 1.0)
-    prompt = (m.prompt_tokens_per_second or 0.0) * m.seconds / m.steps
+    drafted = (totals.counter("draft_tokens") or 0.0) / (stretch.request_steps or 1.0)
+    prompt = (totals.counter("prompt_tokens") or 0.0) / steps
+    length, answer = totals.mean("prompt_length") or 0.0, totals.mean("output_length") or 0.0
+    context = _context(stretch.gauges, length, answer)
     noise = 0.0 if pace is None else variance
-    return StepTime(b, b * (1 + drafted), seconds, prompt, m.prompt_length or 0.0, context_of(m), k, t, noise)
+    return StepTime(b, b * (1 + drafted), seconds, prompt, length, context, k, t, noise)
 
 
 def context_of(m: Measurement) -> float:
     """Tokens of context of a running request: from the KV cache, else from the requests that finished."""
-    if m.kv_usage and m.kv_cache_tokens and m.batch_size and m.batch_size >= 1:
-        return m.kv_usage * m.kv_cache_tokens / m.batch_size
-    return (m.prompt_length or 0.0) + (m.output_length or 0.0) / 2
+    now = Gauges(m.batch_size, m.waiting, m.kv_usage, m.kv_cache_tokens, None)
+    return _context(now, m.prompt_length or 0.0, m.output_length or 0.0)
+
+
+def _context(now: Gauges, prompt_length: float, output_length: float) -> float:
+    if now.kv_usage and now.kv_cache_tokens and now.running and now.running >= 1:
+        return now.kv_usage * now.kv_cache_tokens / now.running
+    return prompt_length + output_length / 2
 
 
 def acceptance_of(measured: Measurement | None, windows: list[Window]) -> tuple[float, float, float, float] | None:

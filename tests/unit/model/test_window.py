@@ -39,7 +39,7 @@ def window(readings: Iterable[tuple[float, Page]], seconds: float = 300.0, limit
 
 def test_a_window_of_one_reading_says_nothing() -> None:
     for few in (Window(300.0), window([(0.0, page(0))])):
-        assert (few.change, few.measurement, few.parts, few.activity) == (None, None, (), None)
+        assert (few.change, few.measurement, few.activity) == (None, None, None)
         assert pods_together([few]) is None
         assert acceptance_spread([few]) is None
 
@@ -51,11 +51,17 @@ def test_adding_a_reading_leaves_the_window_that_it_was_added_to() -> None:
     assert [r.t for r in after.readings] == [0.0, 15.0, 30.0]
 
 
-def test_the_whole_spans_the_window_and_its_parts_the_readings() -> None:
+def generated(w: Window) -> list[tuple[float, float | None]]:
+    """Seconds and output tokens from reading to reading, where they can be measured."""
+    changes = [r.change for r in w.readings if isinstance(r.change, Change)]
+    return [(c.seconds, c.totals.counter("generation_tokens")) for c in changes]
+
+
+def test_the_whole_spans_the_window_and_its_changes_the_readings() -> None:
     w = window([(0.0, page(0)), (15.0, page(150)), (35.0, page(650))])
     assert isinstance(w.measurement, Measurement)
     assert (w.measurement.seconds, w.measurement.generation_tokens) == (35.0, 650.0)
-    assert [(p.seconds, p.generation_tokens_per_second) for p in w.parts] == [(15.0, 10.0), (20.0, 25.0)]
+    assert generated(w) == [(15.0, 150.0), (20.0, 500.0)]
 
 
 def test_old_readings_and_too_many_are_dropped() -> None:
@@ -64,7 +70,6 @@ def test_old_readings_and_too_many_are_dropped() -> None:
     assert [r.t for r in by_age.readings] == [225.0, 240.0, 255.0, 270.0, 285.0]
     assert isinstance(by_age.measurement, Measurement)
     assert (by_age.measurement.seconds, by_age.measurement.generation_tokens) == (60.0, 400.0)
-    assert len(by_age.parts) == 4, "the part that began before the window is not in it"
     assert [r.t for r in window(readings, limit=2).readings] == [270.0, 285.0]
     with pytest.raises(ValueError, match="at least 2"):
         Window(60.0, limit=1)
@@ -81,12 +86,12 @@ def test_a_restart_splits_the_readings() -> None:
     assert isinstance(w.change, Unmeasured) and w.change.reason is Reason.RESTARTED
     assert w.measurement is w.change
     assert w.activity is None
-    assert len(w.parts) == 1
+    assert generated(w) == [(15.0, 150.0)]
 
     w = w.add(page(320, start=2.0), 45.0)
     assert isinstance(w.measurement, Measurement)
     assert (w.measurement.seconds, w.measurement.generation_tokens) == (15.0, 300.0)
-    assert [p.generation_tokens for p in w.parts] == [150.0, 300.0], "what the old process did still counts as a part"
+    assert generated(w) == [(15.0, 150.0), (15.0, 300.0)], "what the old process did still counts"
 
 
 def test_a_clock_that_goes_back_or_stands_still_starts_the_window_anew() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from specdecode.api.v1alpha1 import HistoryEntry, RolloutPhase, RolloutStatus
@@ -123,7 +123,7 @@ class Operator:
         r = self._rollout
         live = service.option(deployment.template_revision)
         proven = r is None or r.phase in (RolloutPhase.VERIFYING, RolloutPhase.FINISHING)
-        observation = Observation(
+        return Observation(
             now=now,
             policy=self._policy,
             generation=1,
@@ -135,8 +135,8 @@ class Operator:
             observing_since=START,
             rollout=r,
             history=tuple(self.history),
+            **self._carried,
         )
-        return replace(observation, **self._carried)
 
     def _pod(self, service: Service, pod: VirtualPod, t: float) -> Pod:
         option, ready = service.option(pod.revision), pod.ready(t)

@@ -153,12 +153,14 @@ class Fleet:
             self._look_up()
         total, cap = np.rint(np.dot(ones, self.running)), self._cap
         # Who begins, and how long the prompts take.
-        prompts = np.ceil((dt - self._to_prefill) / self._prompt_seconds)
-        # Once the batch is full, one begins as another one ends, and its prompt takes time from those who decode.
-        full_for = np.maximum(dt - self._to_prefill - np.maximum(cap - total, 0.0) * self._prompt_seconds, 0.0)
-        turnover = full_for * cap / (np.dot(self._shares[:, 0], self._life) + cap * self._prompt_seconds)
-        room = np.minimum(cap - total + np.floor(turnover), prompts)
         waiting = self.waiting + arrivals
+        prompts = np.ceil((dt - self._to_prefill) / self._prompt_seconds)
+        room = np.minimum(cap - total, prompts)
+        if (waiting > room).any():
+            # Once the batch is full, one begins as another one ends, and its prompt takes time from those who decode.
+            full_for = np.maximum(dt - self._to_prefill - np.maximum(cap - total, 0.0) * self._prompt_seconds, 0.0)
+            turnover = full_for * cap / (np.dot(self._shares[:, 0], self._life) + cap * self._prompt_seconds)
+            room = np.minimum(cap - total + np.floor(turnover), prompts)
         admitted = np.minimum(waiting, np.maximum(room, 0.0))
         to_prefill = self._to_prefill + admitted * self._prompt_seconds
         prefill = np.minimum(to_prefill / dt, self._full_step / (self._full_step + self._decode_seconds))
