@@ -45,19 +45,20 @@ class LoadHistory:
 
     def between(self, start: float, end: float) -> tuple[float, float] | None:
         """Least and most tokens per second of the buckets from one time to another; None where none was measured."""
-        known = self._known(start, end)
+        known = self.of(start, end)
         return (min(known), max(known)) if known else None
 
     def mean(self, start: float, end: float) -> float | None:
         """Tokens per second over the buckets from one time to another; None where none was measured."""
-        known = self._known(start, end)
+        known = self.of(start, end)
         return sum(known) / len(known) if known else None
 
     def crowded(self, start: float, end: float) -> float | None:
         """The same as the mean token met it: busy buckets weigh more; None where nothing was asked for."""
-        known = self._known(start, end)
+        known = self.of(start, end)
         return sum(load**2 for load in known) / sum(known) if any(known) else None
 
-    def _known(self, start: float, end: float) -> list[float]:
+    def of(self, start: float, end: float) -> list[float]:
+        """Tokens per second of the buckets from one time to another that were measured, oldest first."""
         first, last = (int(t // BUCKET) - self.first for t in (start, end))
         return [load for load in self.tokens_per_second[max(0, first) : max(0, last + 1)] if load >= 0]

@@ -6,6 +6,8 @@ pods that are overloaded, with one pod more than there will be, it tells little.
 
 from __future__ import annotations
 
+import math
+
 from specdecode.api.quantities import format_duration
 from specdecode.api.v1alpha1 import Mode
 from specdecode.model.cost import Option
@@ -17,10 +19,14 @@ from specdecode.policy.guards import breaks_tpot_limit
 from specdecode.policy.observation import AT_THE_LIMIT, Observation
 from specdecode.policy.options import describe
 from specdecode.policy.past import fell_behind
-from specdecode.policy.track_record import was_slower
+from specdecode.policy.track_record import unlike_own, was_slower
 
 OWN_MAY_LOSE = 0.25
 """By how much slower its canary may be, which has little to do."""
+MUCH = 0.14
+"""By how much slower tokens must have been than the model's for what the manifest says, as a log: models err."""
+LOST_BY_MODEL = 300.0
+"""Seconds of work that users must have lost by it."""
 
 
 def overloaded_by_ours(o: Observation) -> Decision | None:
@@ -59,21 +65,52 @@ def manifest_was_faster(o: Observation) -> Decision | None:
     if pair is None:
         return None
     active, own = pair
-    last = o.last_success
-    since = max(o.now - DAY, seconds_of(last.finished_at) if last is not None else 0.0)
-    seen = was_slower(o, active.profile, since)
+    seen = was_slower(o, active.profile, _since_the_last_change(o))
     if seen is None or own.profile not in o.estimates.predictions:
         return None
     ours, theirs = seen
-    lasted = format_duration(round(ours.seconds / 60) * 60)
     return _gets_to_run(
         o,
         own,
         Reason.MANIFEST_WAS_FASTER,
-        f"over {lasted} of service with {describe(active)} a token took {ours.tpot * 1e3:.1f} ms, at"
+        f"over {_minutes(ours.seconds)} of service with {describe(active)} a token took {ours.tpot * 1e3:.1f} ms, at"
         f" {ours.load:.0f} tokens/s per pod; with {describe(own)}, which the manifest asks for, it took"
         f" {theirs.tpot * 1e3:.1f} ms at {theirs.load:.0f}: it gets to run",
     )
+
+
+def manifest_would_be_faster(o: Observation) -> Decision | None:
+    """Since it runs, bursts have cost users more than the lulls between them gained, and what they chose themselves
+    would not have, by the model: it was not seen at such loads, or `manifest_was_faster` would know, and a burst may be
+    over before a canary can show it."""
+    pair, modelled = _ours_and_theirs(o), o.estimates.own_lately
+    if pair is None or modelled is None or pair[1].profile not in o.estimates.predictions:
+        return None
+    active, own = pair
+    seen = unlike_own(o, active.profile, _since_the_last_change(o))
+    if seen is None:
+        return None
+    gain = math.log(seen.tpot / modelled)
+    if gain < MUCH or seen.seconds * gain < LOST_BY_MODEL:
+        return None
+    return _gets_to_run(
+        o,
+        own,
+        Reason.MANIFEST_WAS_FASTER,
+        f"over {_minutes(seen.seconds)} of service with {describe(active)} a token took {seen.tpot * 1e3:.1f} ms,"
+        f" bursts and lulls; at these loads {describe(own)}, which the manifest asks for, is expected to take"
+        f" {modelled * 1e3:.1f} ms: it gets to run",
+    )
+
+
+def _since_the_last_change(o: Observation) -> float:
+    """Unix seconds, a day ago at most."""
+    last = o.last_success
+    return max(o.now - DAY, seconds_of(last.finished_at) if last is not None else 0.0)
+
+
+def _minutes(seconds: float) -> str:
+    return format_duration(round(seconds / 60) * 60)
 
 
 def _ours_and_theirs(o: Observation) -> tuple[Option, Option] | None:

@@ -34,8 +34,8 @@ def cooling_down(o: Observation, d: Decision) -> tuple[Reason, str] | None:
     only."""
     if not o.history or d.target is None:
         return None
-    if d.reason is Reason.OVERLOADED and not any(
-        h.reason == Reason.OVERLOADED and seconds_of(h.finished_at) > o.now - DAY for h in o.history
+    if d.reason in GETS_TO_RUN and not any(
+        h.reason == d.reason and seconds_of(h.finished_at) > o.now - DAY for h in o.history
     ):
         # What a canary showed when there was less to do is what this does not go by.
         return None

@@ -16,7 +16,7 @@ from specdecode.model.cost import Band, CostModel, OfferedLoad, Option, Predicti
 from specdecode.model.estimate import Estimate
 from specdecode.model.knowledge import Knowledge, nearly_same
 from specdecode.model.learnt import LearntModel
-from specdecode.model.loads import LoadHistory
+from specdecode.model.loads import HOUR, LoadHistory
 from specdecode.model.measure import Change, Measurement
 from specdecode.model.window import Window, pods_together, queued
 from specdecode.policy.ageing import freshness
@@ -296,6 +296,7 @@ class _Here:
             load_corrections={c.profile: self.load_correction(c) for c in _corrected(o, self.menu, candidates)},
             steepness={c.profile: self.steepness(c) for c in _corrected(o, self.menu, candidates)},
             own_is_untried=load is not None and self.menu.own is not None and not self._was_seen(self.menu.own, load),
+            own_lately=self._own_lately(),
         )
 
     def predict(self, option: Option, load: OfferedLoad) -> Prediction:
@@ -343,6 +344,14 @@ class _Here:
         k = option.speculation.k_at(settles) if option.speculation else 0
         steps = known.step_times if known is not None else ()
         return any(t.k == k and 1 / NEAR < t.batch_size / max(settles, 1.0) < NEAR for t in steps)
+
+    def _own_lately(self) -> float | None:
+        """See `Estimates.own_lately`."""
+        own, load = self.menu.own, self.load
+        asked = np.array(self.loads.of(self.o.now - HOUR, self.o.now)) / max(1, self.pods)
+        if own is None or load is None or self.o.is_own(self.o.active) or not asked.any():
+            return None
+        return float(asked @ np.exp(self.model.log_tpot(own, load, asked)) / asked.sum())
 
     def _mean(self, option: Option) -> float:
         """Mean of log TPOT over today's load and those of the past, each token alike."""

@@ -17,7 +17,7 @@ from specdecode.model.estimate import Estimate
 from specdecode.model.loads import DAY
 from specdecode.model.tokens import MEMORY
 from specdecode.policy.ageing import restart_restores
-from specdecode.policy.back_to_own import manifest_was_faster, overloaded_by_ours
+from specdecode.policy.back_to_own import manifest_was_faster, manifest_would_be_faster, overloaded_by_ours
 from specdecode.policy.brakes import held_back
 from specdecode.policy.clock import seconds_of
 from specdecode.policy.decision import Decision, Reason
@@ -367,6 +367,7 @@ CHAIN: tuple[Gate, ...] = (
     # guards
     overloaded_by_ours,
     manifest_was_faster,
+    manifest_would_be_faster,
     acceptance_below_floor,
     kv_squeezed,
     ttft_bound,

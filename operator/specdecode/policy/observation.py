@@ -164,6 +164,9 @@ class Estimates:
     """By which power of the load TPOT grows with each candidate, at the load of now and below."""
     own_is_untried: bool = False
     """Whether what the user's own manifest says never ran at batch sizes like those where it would settle now."""
+    own_lately: float | None = None
+    """Seconds per token that what the user's own manifest says would have taken at the loads of the last hour, by the
+    model: the mean over the tokens, bursts and lulls as they were. None where it runs, or that is not known."""
     restart: Freshness | None = None
     """What fresh pods of the active option would be better at; None: nothing that is known."""
 

@@ -29,7 +29,7 @@ TRAFFIC_TURNED = 0.3
 """Change of log(E - 1) from which the traffic is another."""
 COMPARED = frozenset({"Slower", "TailWorse", "GainTooSmall", "NotSure"})
 """Endings of changes whose canary could have been promoted for what it showed, and was not."""
-UNTOLD = frozenset({"UnequalLoad", "TooFewRequests"})
+UNTOLD = frozenset({"UnequalLoad", "TooFewRequests", "PodMissed"})
 """Endings of changes whose canary told nothing."""
 MEASURED = COMPARED | UNTOLD
 """Endings (`rollout.ending`) of changes that failed for what was measured, not because the profile does not run."""

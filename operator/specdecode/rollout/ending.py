@@ -24,6 +24,7 @@ class Ending(StrEnum):
     TOO_FEW_REQUESTS = "TooFewRequests"
     UNEQUAL_LOAD = "UnequalLoad"
     NOT_SURE = "NotSure"
+    POD_MISSED = "PodMissed"
     # Error: it could not be measured
     NO_CAPACITY = "NoCapacity"
     NOT_MEASURED = "NotMeasured"

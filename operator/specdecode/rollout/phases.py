@@ -27,9 +27,8 @@ from specdecode.policy.options import Container, Menu, marked, option_of, same, 
 from specdecode.policy.spare import cannot_go_back, cannot_spare_one
 from specdecode.rollout import live
 from specdecode.rollout.analysis import in_force
-from specdecode.rollout.change import Change, because, begun, measured_before
+from specdecode.rollout.change import Change, analysing, because, begun, measured_before
 from specdecode.rollout.change import Step as Step
-from specdecode.rollout.change import analysing as _analysing
 from specdecode.rollout.ending import Ending
 from specdecode.rollout.patch import Desired, given_back, patch, rest_of_template
 from specdecode.vllm.unmanageable import Unmanageable
@@ -156,6 +155,16 @@ class _Roll(Change):
             return None
         return cannot_go_back(o, option)
 
+    @property
+    def pod_is_missed(self) -> bool:
+        """Whether a pod was given up for the canary, more requests wait than run on those that are left, and what the
+        canary runs is no way out."""
+        o, r = self.o, self.rollout
+        option = option_of(r.target, self.menu)
+        if not r.give_up_one or not self.baseline or not o.estimates.queueing:
+            return False
+        return not (o.is_own(r.target) or (option is not None and o.estimates.relieved_by(option)))
+
     # --- what follows ---
 
     def desired(self) -> Desired:
@@ -194,6 +203,8 @@ def _starting(c: _Roll) -> Step:
     canary = next(iter(c.canaries), None)
     if canary is None:
         return c.go_on()
+    if c.pod_is_missed:
+        return _gives_the_pod_back(c)
     if c.no_capacity(canary):
         why_not = "not even in the place of the one given up" if c.rollout.give_up_one else c.keeps_all_pods
         if why_not is None:
@@ -214,6 +225,20 @@ def _starting(c: _Roll) -> Step:
         f"measuring canary {canary.name} of {target} against {len(c.baseline)} pods of {c.rollout.source.profile}",
         canary_ready_at=text_of(c.o.now),
         **({} if c.rollout.give_up_one else measured_before(c)),
+    )
+
+
+def _analysing(c: _Roll) -> Step:
+    """Until there is a verdict, or the pod that was given up for the canary is missed."""
+    return _gives_the_pod_back(c) if c.pod_is_missed else analysing(c)
+
+
+def _gives_the_pod_back(c: _Roll) -> Step:
+    return c.roll_back(
+        Outcome.INCONCLUSIVE,
+        Ending.POD_MISSED,
+        "more requests wait than run on the other pods, without the one that was given up for the canary: it is given"
+        " back",
     )
 
 
