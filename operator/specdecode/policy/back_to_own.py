@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from specdecode.api.quantities import format_duration
-from specdecode.api.v1alpha1 import Mode
+from specdecode.api.v1alpha1 import HistoryEntry, Mode, Outcome
 from specdecode.model.cost import Option
 from specdecode.model.loads import DAY
 from specdecode.policy.behind import BEHIND_FOR, carries, long_behind
@@ -25,6 +25,10 @@ OWN_MAY_LOSE = 0.25
 """By how much slower its canary may be, which has little to do."""
 MUCH = 0.14
 """By how much slower tokens must have been than the model's for what the manifest says, as a log: models err."""
+IN_A_LULL = 0.1
+"""The same where only the model speaks for it: about what it loses where there is little to do."""
+LONG_ENOUGH = 1800.0
+"""Seconds of service, bursts and lulls, that are held against what the model says."""
 LOST_BY_MODEL = 300.0
 """Seconds of work that users must have lost by it."""
 
@@ -87,8 +91,10 @@ def manifest_would_be_faster(o: Observation) -> Decision | None:
     if pair is None or modelled is None or pair[1].profile not in o.estimates.predictions:
         return None
     active, own = pair
+    if any(_disproved(h) and seconds_of(h.finished_at) > o.now - DAY for h in o.history):
+        return None
     seen = unlike_own(o, active.profile, _since_the_last_change(o))
-    if seen is None:
+    if seen is None or seen.seconds < LONG_ENOUGH:
         return None
     gain = math.log(seen.tpot / modelled)
     if gain < MUCH or seen.seconds * gain < LOST_BY_MODEL:
@@ -100,7 +106,13 @@ def manifest_would_be_faster(o: Observation) -> Decision | None:
         f"over {_minutes(seen.seconds)} of service with {describe(active)} a token took {seen.tpot * 1e3:.1f} ms,"
         f" bursts and lulls; at these loads {describe(own)}, which the manifest asks for, is expected to take"
         f" {modelled * 1e3:.1f} ms: it gets to run",
+        may_lose=IN_A_LULL,
     )
+
+
+def _disproved(entry: HistoryEntry) -> bool:
+    """Whether a canary showed that what the manifest says would not have been faster."""
+    return entry.reason == Reason.MANIFEST_WAS_FASTER and entry.outcome is Outcome.FAILED
 
 
 def _since_the_last_change(o: Observation) -> float:
@@ -120,13 +132,13 @@ def _ours_and_theirs(o: Observation) -> tuple[Option, Option] | None:
     return o.active, o.own
 
 
-def _gets_to_run(o: Observation, own: Option, reason: Reason, message: str) -> Decision:
+def _gets_to_run(o: Observation, own: Option, reason: Reason, message: str, may_lose: float = OWN_MAY_LOSE) -> Decision:
     return Decision(
         reason,
         message,
         own,
         change=True,
         gain=o.estimates.gain(own),
-        required_gain=-OWN_MAY_LOSE,
+        required_gain=-may_lose,
         urgent=True,
     )
