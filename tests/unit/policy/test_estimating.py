@@ -551,6 +551,16 @@ def test_what_the_manifest_says_is_untried_until_it_ran_at_batch_sizes_like_thos
     assert o.estimates.own_is_untried is untried
 
 
+def test_what_the_manifest_would_have_taken_lately_is_the_mean_over_the_tokens_bursts_and_lulls() -> None:
+    loads = LoadHistory(int(NOW // BUCKET) - 30, (5e6, *(30.0,) * 29, 300.0), BUCKET)
+    own = menu(spec(), rendered(MENU, "disabled"))
+    o = estimate(observation(active=NGRAM, menu=own, loads=loads), lambda _: Steep())
+    hour = np.array(o.loads.of(NOW - 3600.0, NOW)) / len(o.running(NGRAM))
+    assert len(hour) == 13
+    assert o.estimates.own_lately == pytest.approx((hour @ hour) / hour.sum())
+    assert estimate(observation(menu=own, loads=loads), lambda _: Steep()).estimates.own_lately is None, "it runs"
+
+
 @pytest.mark.parametrize(("gain", "stays"), [(0.001, True), (0.2, False)])
 def test_a_schedule_that_runs_is_not_changed_for_little(gain: float, stays: bool) -> None:
     running = with_ranges(BatchRange(1, 99, 5), BatchRange(100, 256, 0))

@@ -10,7 +10,7 @@ from specdecode.api.v1alpha1 import Configuration, Outcome
 from specdecode.model.knowledge import Knowledge
 from specdecode.model.loads import BUCKET, DAY, LoadHistory
 from specdecode.model.service import HALF_HOUR, Glance, HalfHour, add
-from specdecode.policy.back_to_own import OWN_MAY_LOSE
+from specdecode.policy.back_to_own import IN_A_LULL, OWN_MAY_LOSE
 from specdecode.policy.brakes import changes_exhausted
 from specdecode.policy.decision import Reason
 from specdecode.policy.estimating import Modeller, estimate
@@ -18,7 +18,7 @@ from specdecode.policy.gates import decide
 from specdecode.policy.learning import LEARNING
 from specdecode.policy.observation import Observation
 from specdecode.policy.track_record import was_slower
-from support.decisions import entry, expecting, running_ngram, without
+from support.decisions import entry, expecting, running_ngram, slower, unable, without
 from support.world import NOW, menu, observation, rendered, spec
 
 LOAD = 400.0
@@ -123,6 +123,58 @@ def test_what_the_manifest_says_is_not_held_against_itself() -> None:
     o = with_record(SLOW, FAST)
     own = menu(o.policy, rendered(menu(o.policy), "disabled"))
     assert decide(replace(o, menu=own)).reason is not Reason.MANIFEST_WAS_FASTER
+
+
+def by_the_model(own: float | None, o: Observation) -> Observation:
+    """What the manifest says would have taken so many seconds per token in the last hour."""
+    return unable(o, own_lately=own)
+
+
+FEW_ASKED = record(0.020, load=LOAD / 4, ago=7200.0)
+
+
+@pytest.mark.parametrize(
+    ("o", "gets"),
+    [
+        (by_the_model(0.020, with_record(SLOW, ())), True),
+        (by_the_model(0.020, with_record(SLOW, FEW_ASKED)), True),
+        (by_the_model(0.020, with_record(SLOW, record(0.030, ago=7200.0))), False),
+        (by_the_model(0.027, with_record(SLOW, ())), False),
+        (by_the_model(0.020, with_record(record(0.030, seconds=1500.0), ())), False),
+        (by_the_model(None, with_record(SLOW, ())), False),
+    ],
+    ids=[
+        "it was never seen",
+        "it was seen with little to do",
+        "it was seen at such a load, and was no faster",
+        "models err by as much",
+        "not for long",
+        "the model does not know",
+    ],
+)
+def test_it_gets_to_run_too_where_the_model_says_that_bursts_cost_more_than_lulls_gain(
+    o: Observation, gets: bool
+) -> None:
+    """A burst may be over before a canary can show it."""
+    d = decide(o)
+    assert (d.reason is Reason.MANIFEST_WAS_FASTER) is d.change is gets
+    if gets:
+        assert d.target is not None and d.target.profile == "ngram" and d.required_gain == -IN_A_LULL
+        assert "a token took 30.0 ms, bursts and lulls" in d.message and "is expected to take 20.0 ms" in d.message
+
+
+def test_a_canary_that_shows_otherwise_settles_that_for_the_day() -> None:
+    shown = slower(ago=7200.0).model_copy(update={"reason": str(Reason.MANIFEST_WAS_FASTER)})
+    o = by_the_model(0.020, with_record(SLOW, ()))
+    assert decide(replace(o, history=(shown,))).reason is not Reason.MANIFEST_WAS_FASTER
+    yesterday = slower(ago=1.1 * DAY).model_copy(update={"reason": str(Reason.MANIFEST_WAS_FASTER)})
+    assert decide(replace(o, history=(yesterday,))).reason is Reason.MANIFEST_WAS_FASTER
+
+
+def test_what_its_canaries_showed_in_lulls_does_not_hold_it_back() -> None:
+    probes = tuple(slower(ago=900.0 + i) for i in range(3))
+    d = decide(replace(by_the_model(0.020, with_record(SLOW, ())), history=probes))
+    assert d.reason is Reason.MANIFEST_WAS_FASTER and d.held_back is None
 
 
 def test_it_is_no_recommendation_where_no_changes_are_made() -> None:

@@ -305,6 +305,50 @@ def test_a_pod_that_was_given_up_in_vain_comes_back() -> None:
     assert step.rollout is not None and step.rollout.outcome_reason == "NoCapacity"
 
 
+def queueing(
+    phase: RolloutPhase, waiting: float = 5000.0, *, given_up: bool = True, own: str = "disabled", relief: bool = False
+) -> RolloutStatus:
+    """Requests wait on the pods that are left beside a canary of n-gram."""
+    pods = (*OLD[1:], canary(ready=phase is RolloutPhase.ANALYSING))
+    o = during(phase, *pods, policy=spec(rollout={"allowUnavailable": True}), rollout={"give_up_one": given_up})
+    e = o.estimates
+    assert e.running is not None and e.measured is not None
+    headroom = 2.0 if relief else 0.9
+    predictions = {**e.predictions, "ngram": replace(e.predictions["ngram"], headroom=headroom)}
+    estimates = replace(
+        e,
+        running=replace(e.running, headroom=0.9),
+        predictions=predictions,
+        measured=replace(e.measured, waiting=waiting),
+    )
+    step = advance(replace(o, estimates=estimates, menu=menu(o.policy, rendered(MENU, own))), HOLD)
+    assert step.rollout is not None
+    return step.rollout
+
+
+@pytest.mark.parametrize("phase", [RolloutPhase.STARTING, RolloutPhase.ANALYSING])
+def test_a_pod_that_was_given_up_and_is_missed_comes_back(phase: RolloutPhase) -> None:
+    """Requests pile up on the others: users pay for what is to be found out."""
+    missed = queueing(phase)
+    assert (missed.outcome, missed.outcome_reason) == (Outcome.INCONCLUSIVE, "PodMissed")
+    assert missed.phase is RolloutPhase.ROLLING_BACK and "it is given back" in missed.message
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"waiting": 1.0},
+        {"given_up": False},
+        {"own": "ngram"},
+        {"relief": True},
+    ],
+    ids=["hardly any requests wait", "none was given up", "the manifest asks for it", "it is the way out"],
+)
+@pytest.mark.parametrize("phase", [RolloutPhase.STARTING, RolloutPhase.ANALYSING])
+def test_a_canary_goes_on_beside_a_queue_where(phase: RolloutPhase, kept: dict[str, Any]) -> None:
+    assert queueing(phase, **kept).phase is phase
+
+
 def analysed(canary_step: float, *, age: float = 75.0, acceptance: float = 0.75, **changes: Any) -> Step:
     """`canary_step` without what the model says of the load after a promotion: `test_load_correction`."""
     new = canary(window=traffic(acceptance=acceptance, step=canary_step))
