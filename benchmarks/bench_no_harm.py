@@ -1,8 +1,9 @@
 """No harm: random days of random services under the operator, beside the same services left alone.
 
-python benchmarks/bench_no_harm.py [--count N] [--first SEED] [--processes N] [--output FILE]
+python benchmarks/bench_no_harm.py [--count N] [--first SEED] [--processes N] [--days FILE] [--output FILE]
 
-Interrupted (Ctrl-C), it counts the days that it has run. A day that was harmed is told as soon as it is known.
+Interrupted (Ctrl-C), it counts the days that it has run; called again, it goes on with the others: each day is kept in
+FILE as soon as it is known, for as long as the code is the same. A day that was harmed is told at once.
 
 The operator may cost what its canaries lost while they were measured, what the pods that were left lost while one given
 up for a canary started and came back, and `NOISE`: more is harm, unless it served requests that alone would still wait
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import itertools
 import json
 import statistics
@@ -42,6 +44,9 @@ from specdecode.sim.twin.simulation import BUCKET
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "no-harm.json"
+DAYS = HERE.parent / "build" / "no-harm.jsonl"
+CODE = (*sorted((HERE.parent / "operator" / "specdecode").rglob("*.py")), HERE / "random_scenarios.py", Path(__file__))
+"""What the outcome of a day depends on."""
 NOISE = 0.005
 """Share of TPOT by which two runs of the same service differ by chance; `noise` in the results is what was seen."""
 MANY = 0.01
@@ -206,6 +211,31 @@ def work(seed: int) -> Json:
     return judge(yaml.safe_dump(random_scenario(seed), sort_keys=False))
 
 
+class Kept:
+    """Days that were run, a line each: the code that they are of, then seeds and what was judged."""
+
+    def __init__(self, file: Path, code: Sequence[Path] = CODE) -> None:
+        """Raises SystemExit where the file is of other code: days of two rules make no figure together."""
+        of = hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest()
+        self.days: dict[int, Json] = {}
+        if file.exists():
+            head, *lines = file.read_text(encoding="utf-8").splitlines()
+            if json.loads(head) != {"code": of}:
+                raise SystemExit(f"{file} has days of other code: remove it, or name another with --days")
+            for line in map(json.loads, lines):
+                self.days[line.pop("seed")] = line
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"code": of}) + "\n", encoding="utf-8")
+        self._file = file
+
+    def add(self, seed: int, day: Json) -> None:
+        """One more."""
+        self.days[seed] = day
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"seed": seed, **day}) + "\n")
+
+
 def noise(seed: int) -> float:
     """By how much two runs of a service that is left alone differ."""
     scenario = scenario_of(yaml.safe_dump(random_scenario(seed), sort_keys=False))
@@ -295,19 +325,23 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, metavar="SEED")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--days", type=Path, default=DAYS, metavar="FILE")
     parser.add_argument("--output", type=Path, default=RESULTS)
     asked = parser.parse_args()
     seeds = range(asked.first, asked.first + asked.count)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    judged: list[Json] = []
+    kept = Kept(asked.days)
+    missing = [seed for seed in seeds if seed not in kept.days]
     with Progress(*columns, console=Console(stderr=True)) as progress:
         noises = list(side_by_side(noise, seeds[:REPEATED], asked.processes))
-        days = side_by_side(work, seeds, asked.processes)
+        days = zip(missing, side_by_side(work, missing, asked.processes), strict=True)
+        done = len(seeds) - len(missing)
         with contextlib.suppress(KeyboardInterrupt):
-            for day in progress.track(days, total=len(seeds), description="operator, alone"):
-                judged.append(day)
+            for seed, day in progress.track(days, total=len(seeds), completed=done, description="operator, alone"):
+                kept.add(seed, day)
                 if is_harmed(day):
-                    progress.console.print(f"{day['name']}: harmed by {day['harm']:.2%} after {len(judged)} days")
+                    progress.console.print(f"{day['name']}: harmed by {day['harm']:.2%} after {len(kept.days)} days")
+    judged = [kept.days[seed] for seed in seeds if seed in kept.days]
     if not judged:
         raise SystemExit("interrupted before the first day was over: nothing is written")
     results = {**provenance(), **summary(judged, noises)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -139,3 +140,17 @@ def test_whose_requests_take_less_for_having_waited_less_is_no_worse_for_slower_
 def test_whose_tokens_are_as_fast_and_whose_requests_wait_more_is_told_of(bench: ModuleType) -> None:
     days = [judged("waits more", 0.0, 0.0, requests=0.1), judged("harmed", 0.2, 0.0, requests=0.1)]
     assert bench.summary(days, [])["not_harmed_but_wait_more"] == 1
+
+
+def test_days_are_kept_and_not_run_again_but_for_other_code(bench: ModuleType, tmp_path: Path) -> None:
+    code, file = tmp_path / "rules.py", tmp_path / "new" / "days.jsonl"
+    code.write_text("one = 1")
+    days = {7: judged("seven", 0.1, 0.0), 3: judged("three", 0.0, 0.0)}
+    kept = bench.Kept(file, [code])
+    for seed, day in days.items():
+        kept.add(seed, day)
+    assert bench.Kept(file, [code]).days == kept.days == days
+    code.write_text("one = 2")
+    with pytest.raises(SystemExit, match="days of other code: remove it, or name another"):
+        bench.Kept(file, [code])
+    assert len(file.read_text().splitlines()) == 3, "nothing is lost"
