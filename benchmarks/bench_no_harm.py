@@ -45,8 +45,10 @@ from specdecode.sim.twin.simulation import BUCKET
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "no-harm.json"
 DAYS = HERE.parent / "build" / "no-harm.jsonl"
-CODE = (*sorted((HERE.parent / "operator" / "specdecode").rglob("*.py")), HERE / "random_scenarios.py", Path(__file__))
-"""What the outcome of a day depends on."""
+_RULES = [*(HERE.parent / "operator" / "specdecode").rglob("*.*"), HERE / "random_scenarios.py", Path(__file__)]
+_TABLES = (HERE / "scenarios").glob("*.json")
+CODE = tuple(sorted(path for path in (*_RULES, *_TABLES) if "__pycache__" not in path.parts and path.is_file()))
+"""What the outcome of a day depends on: code, and tables that come with it."""
 NOISE = 0.005
 """Share of TPOT by which two runs of the same service differ by chance; `noise` in the results is what was seen."""
 MANY = 0.01
@@ -218,15 +220,18 @@ class Kept:
         """Raises SystemExit where the file is of other code: days of two rules make no figure together."""
         of = hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest()
         self.days: dict[int, Json] = {}
-        if file.exists():
-            head, *lines = file.read_text(encoding="utf-8").splitlines()
+        written = file.read_text(encoding="utf-8") if file.exists() else ""
+        # Whoever was killed while writing left half a line: that day was not kept.
+        whole = written[: written.rfind("\n") + 1]
+        if whole:
+            head, *lines = whole.splitlines()
             if json.loads(head) != {"code": of}:
                 raise SystemExit(f"{file} has days of other code: remove it, or name another with --days")
             for line in map(json.loads, lines):
                 self.days[line.pop("seed")] = line
-        else:
+        if whole != written or not whole:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"code": of}) + "\n", encoding="utf-8")
+            file.write_text(whole or json.dumps({"code": of}) + "\n", encoding="utf-8")
         self._file = file
 
     def add(self, seed: int, day: Json) -> None:

@@ -42,6 +42,11 @@ def format_duration(seconds: float) -> str:
     return "".join(parts)
 
 
+def format_minutes(seconds: float) -> str:
+    """A duration to the minute: 89.0 -> `1m`."""
+    return format_duration(round(seconds / 60) * 60)
+
+
 def parse_percent(value: object) -> float:
     """The fraction that a percentage such as `5%` stands for (0.05); a number is a fraction already."""
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from specdecode.api.quantities import format_duration
+from specdecode.api.quantities import format_duration, format_minutes
 from specdecode.api.v1alpha1 import (
     BandStatus,
     Configuration,
@@ -206,7 +206,7 @@ def _condition(p: TurningPointStatus) -> Text:
         case "Load":
             return Text(f"if the load {move} {ranged(p.at, number)} tokens/s per pod; now {number(p.now.value)}")
         case _:
-            at, now = (format_duration(round(t / 60) * 60) for t in (p.at.value, p.now.value))
+            at, now = (format_minutes(t) for t in (p.at.value, p.now.value))
             return Text(f"if loads like this were to go on for {at}; {now} is expected")
 
 
@@ -302,7 +302,7 @@ def _notes(s: SpecDecodePolicyStatus) -> str:
 
 
 def _served(service: ServiceStatus) -> str:
-    lasted = format_duration(max(60, round(service.seconds / 60) * 60))
+    lasted = format_minutes(max(60, service.seconds))
     tpot = milliseconds(service.time_per_output_token)
     return f"{tpot} a token at {number(service.tokens_per_second)} tokens/s per pod, over {lasted}"
 
@@ -325,7 +325,7 @@ def _age(time: str | None, now: float) -> str:
     if time is None:
         return DASH
     age = max(0, round(now - seconds_of(time)))
-    return format_duration(age if age < EXACT else round(age / 60) * 60)
+    return format_duration(age) if age < EXACT else format_minutes(age)
 
 
 def milliseconds(seconds: float | None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from specdecode.api.quantities import format_duration
+from specdecode.api.quantities import format_duration, format_minutes
 from specdecode.api.v1alpha1 import HistoryEntry, Mode, Outcome
 from specdecode.model.cost import Option
 from specdecode.model.loads import DAY
@@ -23,10 +23,10 @@ from specdecode.policy.track_record import unlike_own, was_slower
 
 OWN_MAY_LOSE = 0.25
 """By how much slower its canary may be, which has little to do."""
-MUCH = 0.14
-"""By how much slower tokens must have been than the model's for what the manifest says, as a log: models err."""
 IN_A_LULL = 0.1
 """The same where only the model speaks for it: about what it loses where there is little to do."""
+MUCH = 0.14
+"""By how much slower tokens must have been than the model's for what the manifest says, as a log: models err."""
 LONG_ENOUGH = 1800.0
 """Seconds of service, bursts and lulls, that are held against what the model says."""
 LOST_BY_MODEL = 300.0
@@ -77,8 +77,8 @@ def manifest_was_faster(o: Observation) -> Decision | None:
         o,
         own,
         Reason.MANIFEST_WAS_FASTER,
-        f"over {_minutes(ours.seconds)} of service with {describe(active)} a token took {ours.tpot * 1e3:.1f} ms, at"
-        f" {ours.load:.0f} tokens/s per pod; with {describe(own)}, which the manifest asks for, it took"
+        f"over {format_minutes(ours.seconds)} of service with {describe(active)} a token took {ours.tpot * 1e3:.1f} ms,"
+        f" at {ours.load:.0f} tokens/s per pod; with {describe(own)}, which the manifest asks for, it took"
         f" {theirs.tpot * 1e3:.1f} ms at {theirs.load:.0f}: it gets to run",
     )
 
@@ -103,7 +103,7 @@ def manifest_would_be_faster(o: Observation) -> Decision | None:
         o,
         own,
         Reason.MANIFEST_WAS_FASTER,
-        f"over {_minutes(seen.seconds)} of service with {describe(active)} a token took {seen.tpot * 1e3:.1f} ms,"
+        f"over {format_minutes(seen.seconds)} of service with {describe(active)} a token took {seen.tpot * 1e3:.1f} ms,"
         f" bursts and lulls; at these loads {describe(own)}, which the manifest asks for, is expected to take"
         f" {modelled * 1e3:.1f} ms: it gets to run",
         may_lose=IN_A_LULL,
@@ -119,10 +119,6 @@ def _since_the_last_change(o: Observation) -> float:
     """Unix seconds, a day ago at most."""
     last = o.last_success
     return max(o.now - DAY, seconds_of(last.finished_at) if last is not None else 0.0)
-
-
-def _minutes(seconds: float) -> str:
-    return format_duration(round(seconds / 60) * 60)
 
 
 def _ours_and_theirs(o: Observation) -> tuple[Option, Option] | None:

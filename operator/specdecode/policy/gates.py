@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from specdecode.api.quantities import format_duration, format_percent
+from specdecode.api.quantities import format_duration, format_minutes, format_percent
 from specdecode.api.v1alpha1 import DISABLED, Mode
 from specdecode.model.cost import Option
 from specdecode.model.estimate import Estimate
@@ -221,7 +221,7 @@ def _change_to(o: Observation, option: Option, gain: Estimate) -> Decision:
     if owed:
         text += ", and is what the manifest asks for"
     elif outlook.payback is not None:
-        lasts, paid = (format_duration(round(t / 60) * 60) for t in (outlook.duration, outlook.payback))
+        lasts, paid = (format_minutes(t) for t in (outlook.duration, outlook.payback))
         text += f", paid back after {paid}; loads like this are expected to last {lasts} more"
     reason = Reason.CHEAPER_PROFILE if sure else Reason.WORTH_A_CANARY
     if o.active is not None and option.profile == o.active.profile:
@@ -338,7 +338,7 @@ def keep_what_runs(o: Observation) -> Decision | None:
         return _too_small(o, best, gain, f"; {format_percent(least)} is the least that is worth a change")
     if not _admissible(o, best) or outlook is None or outlook.payback is None:
         return _too_small(o, best, gain, ", but could not carry the load")
-    lasts, paid = (format_duration(round(t / 60) * 60) for t in (outlook.duration, outlook.payback))
+    lasts, paid = (format_minutes(t) for t in (outlook.duration, outlook.payback))
     return Decision(
         Reason.LOAD_TOO_SHORT,
         f"{describe(best)} would be {_percent(gain)} faster now and paid back after {paid}, but loads like this are"

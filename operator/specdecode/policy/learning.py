@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from specdecode.model.cost import OfferedLoad, Option, Prediction
 from specdecode.model.knowledge import ENOUGH_REQUEST_STEPS, MOST_RESIDUAL, Knowledge, Residual, StepTime, learn
-from specdecode.model.measure import Change, Gauges, Measurement, measurement
+from specdecode.model.measure import Change, Measurement, measurement
 from specdecode.model.service import Glance, add
 from specdecode.model.window import ENOUGH_DRAFTED, Window, acceptance_spread, pods_together, queue_growth
 from specdecode.policy.ageing import aged, served
@@ -139,22 +139,27 @@ def _step(option: Option, stretch: Change, t: float, variance: float) -> StepTim
         return None
     drafted = (totals.counter("draft_tokens") or 0.0) / (stretch.request_steps or 1.0)
     prompt = (totals.counter("prompt_tokens") or 0.0) / steps
-    length, answer = totals.mean("prompt_length") or 0.0, totals.mean("output_length") or 0.0
-    context = _context(stretch.gauges, length, answer)
+    length, now = totals.mean("prompt_length"), stretch.gauges
+    context = _context(now.running, now.kv_usage, now.kv_cache_tokens, length, totals.mean("output_length"))
     noise = 0.0 if pace is None else variance
-    return StepTime(b, b * (1 + drafted), seconds, prompt, length, context, k, t, noise)
+    return StepTime(b, b * (1 + drafted), seconds, prompt, length or 0.0, context, k, t, noise)
 
 
 def context_of(m: Measurement) -> float:
     """Tokens of context of a running request: from the KV cache, else from the requests that finished."""
-    now = Gauges(m.batch_size, m.waiting, m.kv_usage, m.kv_cache_tokens, None)
-    return _context(now, m.prompt_length or 0.0, m.output_length or 0.0)
+    return _context(m.batch_size, m.kv_usage, m.kv_cache_tokens, m.prompt_length, m.output_length)
 
 
-def _context(now: Gauges, prompt_length: float, output_length: float) -> float:
-    if now.kv_usage and now.kv_cache_tokens and now.running and now.running >= 1:
-        return now.kv_usage * now.kv_cache_tokens / now.running
-    return prompt_length + output_length / 2
+def _context(
+    running: float | None,
+    kv_usage: float | None,
+    kv_cache_tokens: float | None,
+    prompt_length: float | None,
+    output_length: float | None,
+) -> float:
+    if kv_usage and kv_cache_tokens and running and running >= 1:
+        return kv_usage * kv_cache_tokens / running
+    return (prompt_length or 0.0) + (output_length or 0.0) / 2
 
 
 def acceptance_of(measured: Measurement | None, windows: list[Window]) -> tuple[float, float, float, float] | None:

@@ -45,10 +45,10 @@ def was_slower(o: Observation, profile: str, since: float) -> tuple[Service, Ser
 
 
 def unlike_own(o: Observation, profile: str, since: float) -> Service | None:
-    """What users got in the last hour of a profile after a time; None where that was too short, or where at such a load
+    """What users got in the last hour of a profile after a time; None where nothing was served, or where at such a load
     the manifest's own was seen today, too: then `was_slower` knows."""
     own, seen = o.own, _service(o, profile, since)
-    if own is None or seen is None or seen.seconds < LEAST:
+    if own is None or seen is None:
         return None
     known = _service(o, own.profile, o.now - DAY, seen.load / ELSEWHERE)
     return None if known is not None and known.seconds >= LEAST else seen

@@ -160,9 +160,9 @@ class _Roll(Change):
         """Whether a pod was given up for the canary, more requests wait than run on those that are left, and what the
         canary runs is no way out."""
         o, r = self.o, self.rollout
-        option = option_of(r.target, self.menu)
         if not r.give_up_one or not self.baseline or not o.estimates.queueing:
             return False
+        option = option_of(r.target, self.menu)
         return not (o.is_own(r.target) or (option is not None and o.estimates.relieved_by(option)))
 
     # --- what follows ---

@@ -102,13 +102,14 @@ class Totals:
 
     def beyond(self, later: Totals) -> str | None:
         """A figure that is more here than in totals of the same shape; None where there is none."""
-        counted = self.row[: -len(HISTOGRAMS)]
-        if not any(map(gt, counted, later.row)):
+        counted = len(self.row) - len(HISTOGRAMS)
+        more = tuple(map(gt, self.row[:counted], later.row))
+        if True not in more:
             return None
         names = [*COUNTERS, *HISTOGRAMS, *[POSITIONS] * self.shape.positions]
         for name, bounds in zip(WITH_QUANTILES, self.shape.bounds, strict=False):
             names += [name] * len(bounds or ())
-        return names[[*map(gt, counted, later.row)].index(True)]
+        return names[more.index(True)]
 
     def without(self, names: Collection[str]) -> Totals:
         """These totals as if the page did not have some of the figures."""

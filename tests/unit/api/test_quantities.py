@@ -10,6 +10,7 @@ from specdecode.api.quantities import (
     DURATION_PATTERN,
     PERCENT_PATTERN,
     format_duration,
+    format_minutes,
     format_percent,
     parse_duration,
     parse_percent,
@@ -46,6 +47,11 @@ def test_what_is_no_percentage_is_refused_with_an_example(text):
 )
 def test_a_duration_is_written_as_people_do(seconds, text):
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(89, "1m"), (91, "2m"), (5399, "1h30m"), (20, "0s")])
+def test_a_duration_can_be_told_to_the_minute(seconds, text):
+    assert format_minutes(seconds) == text
 
 
 @pytest.mark.parametrize(

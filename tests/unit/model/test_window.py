@@ -70,6 +70,8 @@ def test_old_readings_and_too_many_are_dropped() -> None:
     assert [r.t for r in by_age.readings] == [225.0, 240.0, 255.0, 270.0, 285.0]
     assert isinstance(by_age.measurement, Measurement)
     assert (by_age.measurement.seconds, by_age.measurement.generation_tokens) == (60.0, 400.0)
+    stretches = window([(15.0 * n, steps(100.0 * n)) for n in range(20)], seconds=60.0).stretches(50.0)
+    assert len(list(stretches)) == 4, "the part that began before the window is not in it"
     assert [r.t for r in window(readings, limit=2).readings] == [270.0, 285.0]
     with pytest.raises(ValueError, match="at least 2"):
         Window(60.0, limit=1)

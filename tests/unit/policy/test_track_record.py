@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from specdecode.api.v1alpha1 import Configuration, Outcome
+from specdecode.api.v1alpha1 import Configuration, HistoryEntry, Outcome
 from specdecode.model.knowledge import Knowledge
 from specdecode.model.loads import BUCKET, DAY, LoadHistory
 from specdecode.model.service import HALF_HOUR, Glance, HalfHour, add
@@ -18,6 +18,7 @@ from specdecode.policy.gates import decide
 from specdecode.policy.learning import LEARNING
 from specdecode.policy.observation import Observation
 from specdecode.policy.track_record import was_slower
+from specdecode.rollout.ending import Ending
 from support.decisions import entry, expecting, running_ngram, slower, unable, without
 from support.world import NOW, menu, observation, rendered, spec
 
@@ -163,11 +164,15 @@ def test_it_gets_to_run_too_where_the_model_says_that_bursts_cost_more_than_lull
         assert "a token took 30.0 ms, bursts and lulls" in d.message and "is expected to take 20.0 ms" in d.message
 
 
+def disproved(ago: float) -> HistoryEntry:
+    return entry(Outcome.FAILED, ago=ago, reason=Reason.MANIFEST_WAS_FASTER, outcome_reason=Ending.SLOWER)
+
+
 def test_a_canary_that_shows_otherwise_settles_that_for_the_day() -> None:
-    shown = slower(ago=7200.0).model_copy(update={"reason": str(Reason.MANIFEST_WAS_FASTER)})
+    shown = disproved(7200.0)
     o = by_the_model(0.020, with_record(SLOW, ()))
     assert decide(replace(o, history=(shown,))).reason is not Reason.MANIFEST_WAS_FASTER
-    yesterday = slower(ago=1.1 * DAY).model_copy(update={"reason": str(Reason.MANIFEST_WAS_FASTER)})
+    yesterday = disproved(1.1 * DAY)
     assert decide(replace(o, history=(yesterday,))).reason is Reason.MANIFEST_WAS_FASTER
 
 

@@ -150,7 +150,11 @@ def test_days_are_kept_and_not_run_again_but_for_other_code(bench: ModuleType, t
     for seed, day in days.items():
         kept.add(seed, day)
     assert bench.Kept(file, [code]).days == kept.days == days
+    with file.open("a") as half:
+        half.write('{"seed": 8, "na')
+    bench.Kept(file, [code]).add(9, days[3])
+    assert bench.Kept(file, [code]).days == {**days, 9: days[3]}, "killed while writing: that day is run again"
     code.write_text("one = 2")
     with pytest.raises(SystemExit, match="days of other code: remove it, or name another"):
         bench.Kept(file, [code])
-    assert len(file.read_text().splitlines()) == 3, "nothing is lost"
+    assert len(file.read_text().splitlines()) == 4, "nothing is lost"
