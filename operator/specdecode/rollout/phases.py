@@ -230,7 +230,7 @@ def _starting(c: _Roll) -> Step:
 
 def _analysing(c: _Roll) -> Step:
     """Until there is a verdict, or the pod that was given up for the canary is missed."""
-    return _gives_the_pod_back(c) if c.pod_is_missed else analysing(c)
+    return _gives_the_pod_back(c) if c.pod_is_missed and not c.broken(c.canaries) else analysing(c)
 
 
 def _gives_the_pod_back(c: _Roll) -> Step:

@@ -306,10 +306,16 @@ def test_a_pod_that_was_given_up_in_vain_comes_back() -> None:
 
 
 def queueing(
-    phase: RolloutPhase, waiting: float = 5000.0, *, given_up: bool = True, own: str = "disabled", relief: bool = False
+    phase: RolloutPhase,
+    waiting: float = 5000.0,
+    *,
+    given_up: bool = True,
+    own: str = "disabled",
+    relief: bool = False,
+    restarts: int = 0,
 ) -> RolloutStatus:
     """Requests wait on the pods that are left beside a canary of n-gram."""
-    pods = (*OLD[1:], canary(ready=phase is RolloutPhase.ANALYSING))
+    pods = (*OLD[1:], canary(ready=phase is RolloutPhase.ANALYSING, restarts=restarts))
     o = during(phase, *pods, policy=spec(rollout={"allowUnavailable": True}), rollout={"give_up_one": given_up})
     e = o.estimates
     assert e.running is not None and e.measured is not None
@@ -332,6 +338,12 @@ def test_a_pod_that_was_given_up_and_is_missed_comes_back(phase: RolloutPhase) -
     missed = queueing(phase)
     assert (missed.outcome, missed.outcome_reason) == (Outcome.INCONCLUSIVE, "PodMissed")
     assert missed.phase is RolloutPhase.ROLLING_BACK and "it is given back" in missed.message
+
+
+@pytest.mark.parametrize("phase", [RolloutPhase.STARTING, RolloutPhase.ANALYSING])
+def test_a_canary_that_keeps_dying_beside_a_queue_is_told_of_as_such(phase: RolloutPhase) -> None:
+    dies = queueing(phase, restarts=3)
+    assert (dies.outcome, dies.outcome_reason) == (Outcome.FAILED, "CanaryCrashLooping")
 
 
 @pytest.mark.parametrize(
